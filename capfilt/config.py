@@ -1,0 +1,417 @@
+"""The recipe: everything a run is told, read from YAML, checked at once, and frozen.
+
+Sections stand in the order of the loop, one per stage. A section's fields are what can change a
+byte of its table (they go into the plan), except in `pool` and `run`, which say where and how the
+work is done. `load_recipe` reports every problem together, each with the field's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from capfilt.errors import RecipeError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: object) -> object:
+        # `index:` with all its fields commented out reads as null.
+        return {} if value is None else value
+
+
+class InputSection(Section):
+    """The web data: shards that are there. Leave `shards` empty when `download` fetches them."""
+
+    name: str = Field("web", min_length=1)
+    """Name of the data set; part of every sample's key."""
+    shards: str | None = None
+    """WebDataset tars: a path or URL with {00000..00099} braces or * (local and object stores)."""
+    text_field: str | None = None
+    """Where the web text is: a dotted path into the sample's json such as `caption` or
+    `captions.0`. Null: the .txt member, or else `caption` in the json."""
+    damaged_shards: Literal["refuse", "salvage"] = "refuse"
+    """A truncated or corrupt tar is refused as a whole, or salvaged up to the damage; what follows
+    the damage is one `shard_damaged` row."""
+
+
+class DownloadSection(Section):
+    """URL list to WebDataset shards, by img2dataset, original bytes kept."""
+
+    urls: str | None = None
+    """A Parquet or CSV file with one row per image. Null: nothing is downloaded."""
+    url_column: str = "url"
+    """Column that holds the URL."""
+    text_column: str = "alt"
+    """Column that holds the web text."""
+    urls_per_shard: int = Field(2_000, ge=1, le=100_000)
+    """URLs per shard: the unit of work, retry and commit. A shard is built in memory: 2000 images
+    of 100 kB are 200 MB."""
+    timeout_s: float = Field(10, gt=0, le=300)
+    """Longest wait for one read; a whole fetch takes at most twice that."""
+    retries: int = Field(1, ge=0, le=10)
+    """Further tries after a failed fetch."""
+    max_bytes: int = Field(20_000_000, ge=1)
+    """Largest body accepted."""
+    threads: int = Field(32, ge=1, le=1024)
+    """Fetches at a time in one shard."""
+    allowed_hosts: tuple[str, ...] = ()
+    """host:port pairs outside the public internet that may be fetched; all others are refused."""
+    user_agent_token: str = Field("capfilt", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    """Name sent to servers, and matched against X-Robots-Tag rules for named robots."""
+
+
+class IndexSection(Section):
+    """Limits on images; one past them becomes a row with a reason."""
+
+    max_side_px: int = Field(8192, ge=1)
+    """Longest side decoded."""
+    min_side_px: int = Field(2, ge=1)
+    """Shortest side kept. A one-pixel image is a tracker, not a picture."""
+    max_pixels: int = Field(36_000_000, ge=1)
+    """Most pixels decoded; larger ones are refused from the header alone."""
+    max_bytes: int = Field(20_000_000, ge=1)
+    """Largest file decoded."""
+    timeout_s: float = Field(2.0, gt=0)
+    """Longest time to decode one image before its process is killed."""
+    memory_bytes: int = Field(1_610_612_736, ge=268_435_456)
+    """Address space of a decoding process. 1.5 GiB holds any image within the other limits."""
+
+
+class CaptionSection(Section):
+    """How the captioner samples (T_s). Defaults are the paper's nucleus sampling, sec. 4.1."""
+
+    model: str
+    """Captioner: hub id or directory with config.json and model.safetensors."""
+    num_captions: int = Field(1, ge=1, le=64)
+    """Synthetic texts per image. The paper uses 1."""
+    prompt: str = "a picture of "
+    """Prefix the captioner was finetuned with; not part of the stored text."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus mass (arXiv:2201.12086, sec. 4.1: p = 0.9)."""
+    top_k: int = Field(0, ge=0)
+    """Most probable tokens considered; 0 is no limit. The authors' code had a hidden 50."""
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Divides the logits before the nucleus is taken."""
+    repetition_penalty: float = Field(1.0, ge=1, le=10)
+    """Divides the logits of tokens already used. The authors' code had a hidden 1.1."""
+    min_new_tokens: int = Field(1, ge=0)
+    """Fewest generated tokens, prompt not counted."""
+    max_new_tokens: int = Field(20, ge=1, le=500)
+    """Most generated tokens, prompt not counted."""
+    batch_images: int = Field(16, ge=2, le=4096)
+    """Images per batch; fixed, because a batch's shape can change the last bit of a logit."""
+    dtype: DType = "float32"
+    """Number format of the model: float32 on CPU, bfloat16 on GPU."""
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> CaptionSection:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens, "
+                f"{self.max_new_tokens}; lower the first or raise the second"
+            )
+        return self
+
+
+class ScoreSection(Section):
+    """The filter: ITM probability and ITC cosine of every text."""
+
+    model: str
+    """Filter: hub id or directory with config.json and model.safetensors."""
+    batch_images: int = Field(16, ge=2, le=4096)
+    """Images per batch; fixed, see caption.batch_images."""
+    dtype: DType = "float32"
+    """Number format of the model: float32 on CPU, bfloat16 on GPU."""
+
+
+class SelectSection(Section):
+    """The policy over scores. Pure: change it as often as you like, nothing is scored again."""
+
+    policy: Literal["both", "best", "web_first"] = "both"
+    """both: each text is judged apart (the paper's rule). best: the best passing text of an image.
+    web_first: synthetic texts only where no web text passes."""
+    min_itm_prob: Probability = 0.5
+    """Lowest ITM match probability of a web text. 0.5 is BLIP's rule: the head says "match"."""
+    min_itm_prob_synthetic: Probability = 0.5
+    """The same for synthetic texts."""
+    min_itc_cos: Cosine | None = None
+    """Lowest ITC cosine of a web text. Null: not asked."""
+    min_itc_cos_synthetic: Cosine | None = None
+    """The same for synthetic texts."""
+    max_text_chars: int = Field(1000, ge=1)
+    """Longer texts are dropped: the filter reads only the first 35 tokens of them."""
+
+
+class DedupSection(Section):
+    """Near-duplicate images: which one stays."""
+
+    exact: bool = True
+    """Images with the same bytes are one image."""
+    max_phash_distance: int = Field(4, ge=-1, le=32)
+    """Most differing bits of the 64-bit perceptual hash; -1 turns this tier off."""
+    min_cosine_perceptual: Cosine = 0.9
+    """Vectors of images with close hashes must agree at least this much."""
+    min_cosine: float = Field(0.97, ge=-1, le=1.01)
+    """Lowest cosine of the filter's image vectors; 1.01 turns this tier off."""
+
+
+class PublishSection(Section):
+    """Parquet and WebDataset files of the kept images and texts."""
+
+    webdataset: bool = True
+    """Also write tars beside the Parquet files."""
+    license: str | None = None
+    """License named in the dataset card."""
+
+
+class TrainSection(Section):
+    """The next BLIP: pre-trained from scratch on all pairs, then finetuned on human pairs twice."""
+
+    human: str | None = None
+    """WebDataset tars of human pairs (T_h), pattern as input.shards. Null: train is skipped."""
+    human_text_field: str | None = None
+    """As input.text_field, for the human pairs."""
+    size: Literal["tiny", "base", "large"] = "base"
+    """Architecture: tiny (the miniature's), base (ViT-B/16) or large (ViT-L/16)."""
+    image_size_px: int = Field(224, ge=16)
+    """Pixels per side in pre-training (arXiv:2201.12086, sec. 4.1: 224)."""
+    finetune_image_size_px: int | None = Field(None, ge=16)
+    """Pixels per side in finetuning; the paper uses 384. Null: as in pre-training."""
+    tokenizer: str | None = None
+    """Hub id or directory of the tokenizer. Null: the captioner's."""
+    batch_size: int = Field(64, ge=2)
+    """Pairs per step."""
+    pretrain_steps: int = Field(10_000, ge=1)
+    """Optimizer steps of pre-training (ITC + ITM + LM)."""
+    finetune_steps: int = Field(2_000, ge=1)
+    """Optimizer steps of each finetuning on the human pairs."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak rate of pre-training; 3e-4 for ViT-B (arXiv:2201.12086, sec. 4.1)."""
+    finetune_learning_rate: float = Field(1e-5, gt=0)
+    """Peak rate of finetuning (arXiv:2201.12086, appendix A)."""
+    warmup_steps: int = Field(3000, ge=0)
+    """Linear warm-up of pre-training."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's (arXiv:2201.12086, sec. 4.1)."""
+    min_crop_area: float = Field(0.2, gt=0, le=1)
+    """Smallest part of an image a training crop keeps in pre-training; 1 squashes whole images."""
+    finetune_min_crop_area: float = Field(0.5, gt=0, le=1)
+    """The same in finetuning."""
+    flip_probability: Probability = 0.5
+    """Chance that a training image is mirrored. 0 where left and right matter."""
+    queue_size: int = Field(57_600, ge=1)
+    """Momentum features kept for ITC; a multiple of batch_size."""
+    ramp_steps: int = Field(1000, ge=1)
+    """Steps in which the weight of soft ITC targets grows to 0.4: two epochs in BLIP's code."""
+    log_every: int = Field(10, ge=1)
+    """Steps between rows of the `models` table."""
+    num_threads: int = Field(1, ge=1)
+    """CPU threads of the training process; part of the plan: it can change the last bit."""
+
+    @model_validator(mode="after")
+    def _queue_fits(self) -> TrainSection:
+        if self.queue_size % self.batch_size:
+            raise ValueError(
+                f"queue_size is {self.queue_size}, no multiple of batch_size, {self.batch_size}; "
+                f"{self.queue_size - self.queue_size % self.batch_size or self.batch_size} would be"
+            )
+        return self
+
+
+class WorkersSection(Section):
+    """What one stage's workers get."""
+
+    workers: int = Field(1, ge=1)
+    """Worker processes of the stage."""
+    cpus: float = Field(1, ge=0)
+    """CPU cores reserved per worker; may be a fraction."""
+    gpus: float = Field(0, ge=0)
+    """GPUs reserved per worker; may be a fraction."""
+    threads: int = Field(1, ge=1)
+    """CPU threads the model may use in one worker."""
+
+
+class PoolSection(Section):
+    """Where the work is done. Changes nothing in the results."""
+
+    kind: Literal["ray", "local"] = "ray"
+    """ray: actors on a cluster, or on this machine. local: this process."""
+    address: str | None = None
+    """Ray cluster to join; null joins the one a job runs in, or else starts one here."""
+    device: str = "cpu"
+    """Device of the models: cpu, cuda, cuda:1 ..."""
+    decode_processes: int = Field(1, ge=1, le=64)
+    """Image-decoding processes beside each worker."""
+    shard_timeout_s: float = Field(3600, gt=0)
+    """A shard that takes longer is taken from its worker."""
+    download: WorkersSection = WorkersSection()
+    """Workers of `download`."""
+    index: WorkersSection = WorkersSection()
+    """Workers of `index`."""
+    caption: WorkersSection = WorkersSection()
+    """Workers of `caption`."""
+    score: WorkersSection = WorkersSection()
+    """Workers of `score`."""
+    select: WorkersSection = WorkersSection(cpus=0.5)
+    """Workers of `select`."""
+    dedup: WorkersSection = WorkersSection()
+    """Workers of `dedup` (always one)."""
+    publish: WorkersSection = WorkersSection()
+    """Workers of `publish`."""
+    train: WorkersSection = WorkersSection()
+    """Workers of `train` (one, until training is distributed)."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    run: str
+    """Folder of the run: a path or any fsspec URL with exclusive create (file, memory)."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of all sampling. Two rounds never share noise."""
+    rounds: int = Field(1, ge=1, le=100)
+    """Bootstrap rounds; round r > 0 captions and scores with the models round r - 1 trained."""
+    on_changed_settings: Literal["refuse", "recompute"] = "refuse"
+    """What to do when index, caption, score or train was run before with other settings."""
+    input: InputSection = InputSection()
+    """The web data."""
+    download: DownloadSection = DownloadSection()
+    """Fetching it."""
+    index: IndexSection = IndexSection()
+    """Image limits."""
+    caption: CaptionSection
+    """The captioner."""
+    score: ScoreSection
+    """The filter."""
+    select: SelectSection = SelectSection()
+    """The policy."""
+    dedup: DedupSection = DedupSection()
+    """Near-duplicates."""
+    publish: PublishSection = PublishSection()
+    """The published files."""
+    train: TrainSection = TrainSection()
+    """The next models."""
+    pool: PoolSection = PoolSection()
+    """Where the work is done."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Recipe:
+        if (self.input.shards is None) == (self.download.urls is None):
+            found = "neither is" if self.input.shards is None else "both are"
+            raise ValueError(f"give input.shards or download.urls, one of the two; {found} set")
+        return self
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `section.key=value` strings; the value is read as YAML.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as err:
+        raise RecipeError(path, [f"cannot be read: {err.strerror}"]) from err
+    except UnicodeDecodeError as err:
+        raise RecipeError(path, [f"is not UTF-8 text: byte {err.start}"]) from err
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise RecipeError(path, [f"is not YAML: {' '.join(str(err).split())}"]) from err
+    if not isinstance(values, dict):
+        raise RecipeError(path, ["must be a mapping of sections; see `capfilt init`"])
+    return check_recipe(path, apply_overrides(path, values, overrides))
+
+
+def check_recipe(source: str, values: Mapping[str, object]) -> Recipe:
+    """Check plain data against the recipe's rules.
+
+    Raises:
+        RecipeError: with every problem found, not just the first.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as err:
+        raise RecipeError(source, [_problem_line(dict(p)) for p in err.errors()]) from err
+
+
+def apply_overrides(
+    source: str, values: Mapping[str, object], overrides: Sequence[str]
+) -> dict[str, object]:
+    """A copy of the recipe's data with `section.key=value` settings laid over it.
+
+    Raises:
+        RecipeError: an override has no `=`, or its path runs through a value.
+    """
+    merged = {name: value for name, value in values.items()}
+    problems = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            problems.append(f"--set {override}: write section.key=value")
+        elif not _assign(merged, path.split("."), yaml.safe_load(text)):
+            problems.append(f"--set {override}: {path.rpartition('.')[0]} is not a section")
+    if problems:
+        raise RecipeError(source, problems)
+    return merged
+
+
+def _assign(values: dict[str, object], path: list[str], value: object) -> bool:
+    head, *rest = path
+    if not rest:
+        values[head] = value
+        return True
+    inner = values.get(head) or {}
+    if not isinstance(inner, dict):
+        return False
+    values[head] = inner = dict(inner)
+    return _assign(inner, rest, value)
+
+
+def _problem_line(problem: Mapping[str, object]) -> str:
+    location = problem["loc"]
+    assert isinstance(location, tuple)
+    field = ".".join(str(part) for part in location) or "recipe"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{field}: unknown field; {_known_fields(location)}"
+        case "missing":
+            return f"{field}: missing, and it has no default"
+        case "value_error":
+            return f"{field}: {str(problem['msg']).removeprefix('Value error, ')}"
+        case _:
+            return f"{field}: found {problem.get('input')!r}; {_lower_first(str(problem['msg']))}"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _known_fields(location: tuple[object, ...]) -> str:
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
+        section = next(a for a in candidates if issubclass(a, BaseModel))
+    return "known are " + ", ".join(section.model_fields)
