@@ -1,0 +1,1 @@
+"""Bytes in and out: storage, commits, tars, Parquet and images. No stage logic lives here."""
