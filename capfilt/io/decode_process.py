@@ -1,0 +1,264 @@
+"""One child process of `images.ImageDecoder`, seen from its parent: start, feed, listen, kill.
+
+Nothing here blocks. Both pipes are non-blocking; up to two images are under way, so that one is
+copied while the other is decoded, and the oldest of them is the one the child is at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from capfilt.io.decode_wire import (
+    ANSWER,
+    REQUEST,
+    ImageLimits,
+    Inspected,
+    Kind,
+    Operation,
+    Refused,
+    is_expected,
+    unpack_small,
+)
+
+MAX_IMAGES_PER_CHILD = 10_000
+"""A child is replaced after this many, so that memory lost in C libraries cannot add up."""
+
+_START_TIMEOUT_S = 60.0  # importing Pillow takes 0.15 s, minutes on a cold network file system
+_PATIENCE = 5  # wall seconds per CPU second allowed: a child that waits for a core is not at fault
+_PIPE_BYTES = 2**20  # Linux gives a pipe 64 KiB, a 384 px answer has 432
+
+_PROGRAM = """
+import sys
+sys.path += sys.argv[2:]
+from capfilt.io.decode_child import main
+main(sys.argv[1])
+"""
+
+Answer = Inspected | Refused | npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Task:
+    """One image on its way through the children."""
+
+    position: int  # in the call's list
+    image: bytes
+    side_px: int | None  # of the pixels asked for; None to inspect
+    deaths: int = 0  # of children that were at this image
+
+
+class DecodeProcess:
+    """A running child.
+
+    Args:
+        limits: what an image may ask of the child.
+    """
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self.ready = False
+        """Whether it has started: what goes wrong before is not an image's fault."""
+        self.ended = False
+        """Whether it has closed its output, or sent what no honest child sends."""
+        self.in_flight: deque[Task] = deque()
+        """Images handed out and not answered; the child is at the first."""
+        self._limits = limits
+        self._handed_out = 0
+        self._outbox: deque[memoryview] = deque()
+        self._header: tuple[int, int] | None = None  # kind and length of the body being read
+        self._frame = bytearray(ANSWER.size)
+        self._filled = 0
+        self._deadline_s = time.monotonic() + _START_TIMEOUT_S
+        self._process = subprocess.Popen(
+            _command(limits),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            cwd="/",
+            bufsize=0,
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._requests = self._process.stdin
+        self._answers = self._process.stdout
+        self._complaints = self._process.stderr  # nothing is written to it once the child is ready
+        for pipe in (self._requests, self._answers):
+            os.set_blocking(pipe.fileno(), False)
+            _enlarge(pipe.fileno())
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def worn_out(self) -> bool:
+        """Whether it has decoded all the images one child may."""
+        return self._handed_out >= MAX_IMAGES_PER_CHILD and not self.in_flight
+
+    def hand_out(self, waiting: deque[Task], *, max_in_flight: int) -> None:
+        """Take images from the front of the queue."""
+        while (
+            waiting
+            and len(self.in_flight) < max_in_flight
+            and self._handed_out < MAX_IMAGES_PER_CHILD
+        ):
+            task = waiting.popleft()
+            operation = Operation.INSPECT if task.side_px is None else Operation.PIXELS
+            header = REQUEST.pack(operation, task.side_px or 0, len(task.image))
+            self._outbox += (memoryview(header), memoryview(task.image))
+            self.in_flight.append(task)
+            self._handed_out += 1
+            if self.ready and len(self.in_flight) == 1:
+                self._restart_clock()
+        self._send()
+
+    def register(self, poll: select.poll) -> None:
+        """Name the descriptors that something is expected of."""
+        poll.register(self._answers, select.POLLIN)
+        if self._outbox:
+            poll.register(self._requests, select.POLLOUT)
+
+    def seconds_left(self) -> float:
+        """Until the child is overdue; an idle one never is."""
+        idle = self.ready and not self.in_flight
+        return 3600.0 if idle else self._deadline_s - time.monotonic()
+
+    def overdue(self) -> bool:
+        """Whether an answer should long have come."""
+        return self.seconds_left() <= 0
+
+    def collect(self) -> Iterator[tuple[Task, Answer]]:
+        """Send what can be sent, then yield the answers that have come, oldest image first."""
+        self._send()
+        while not self.ended and self._fill():
+            if self._header is None:
+                self._begin_body()
+            else:
+                yield from self._finish_body()
+
+    def kill(self) -> tuple[int, str]:
+        """End the child at once.
+
+        Returns:
+            Its exit code (negative: of a signal), and the last line of its complaints if it never
+            got ready.
+        """
+        self._process.kill()
+        exit_code = self._process.wait()
+        complaints = b"" if self.ready else self._complaints.read()
+        for pipe in (self._requests, self._answers, self._complaints):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        return exit_code, complaints.decode("utf-8", "replace").strip().rpartition("\n")[2]
+
+    def _restart_clock(self) -> None:
+        self._deadline_s = time.monotonic() + _PATIENCE * self._limits.timeout_s
+
+    def _send(self) -> None:
+        while self._outbox:
+            try:
+                sent = os.write(self._requests.fileno(), self._outbox[0])
+            except BlockingIOError:
+                return
+            except BrokenPipeError:  # its output will end too, and that is acted upon
+                self._outbox.clear()
+                return
+            if sent < len(self._outbox[0]):
+                self._outbox[0] = self._outbox[0][sent:]
+            else:
+                self._outbox.popleft()
+
+    def _fill(self) -> bool:
+        """Read on; whether the frame is complete."""
+        while self._filled < len(self._frame):
+            rest = memoryview(self._frame)[self._filled :]
+            try:
+                received = os.readv(self._answers.fileno(), [rest])
+            except BlockingIOError:
+                return False
+            if received == 0:
+                self.ended = True
+                return False
+            self._filled += received
+        return True
+
+    def _begin_body(self) -> None:
+        kind, num_bytes = ANSWER.unpack(self._frame)
+        if not self.ready:
+            self.ended = (kind, num_bytes) != (Kind.READY, 0)
+            self.ready = not self.ended
+            self._restart_clock()
+            self._expect_header()
+        elif self.in_flight and is_expected(kind, num_bytes, side_px=self.in_flight[0].side_px):
+            self._header = (kind, num_bytes)
+            self._frame = bytearray(num_bytes)
+            self._filled = 0
+        else:
+            self.ended = True
+
+    def _finish_body(self) -> Iterator[tuple[Task, Answer]]:
+        assert self._header is not None
+        kind, body = Kind(self._header[0]), self._frame
+        task = self.in_flight[0]
+        try:
+            answer = _read_answer(kind, body, side_px=task.side_px)
+        except ValueError:
+            self.ended = True
+            return
+        self.in_flight.popleft()
+        self._restart_clock()
+        self._expect_header()
+        yield task, answer
+
+    def _expect_header(self) -> None:
+        self._header = None
+        self._frame = bytearray(ANSWER.size)
+        self._filled = 0
+
+
+def _read_answer(kind: Kind, body: bytearray, *, side_px: int | None) -> Answer:
+    if kind is Kind.PIXELS:
+        assert side_px is not None
+        return np.frombuffer(body, np.uint8).reshape(side_px, side_px, 3)
+    return unpack_small(kind, body)
+
+
+def _command(limits: ImageLimits) -> list[str]:
+    """Run the child with this process's Pillow, numpy and capfilt, and nothing else.
+
+    -I and -S keep out the working directory, PYTHONPATH and the user's site; the three folders come
+    after the standard library, so a stray `struct.py` beside them cannot get in its way.
+    """
+    packages = (Path(PIL.__file__).parent, Path(np.__file__).parent, Path(__file__).parents[1])
+    folders = dict.fromkeys(str(package.absolute().parent) for package in packages)
+    options = ["-I", "-S", "-B", "-c", _PROGRAM, json.dumps(asdict(limits))]
+    return [sys.executable, *options, *folders]
+
+
+def _environment() -> dict[str, str]:
+    # Without secrets; the loader's path is what some Pythons need to start. Threads of a linear
+    # algebra library would only cost address space.
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def _enlarge(pipe: int) -> None:
+    # Linux only, and a user's pipes may together have only so much; a small pipe works too.
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -1,0 +1,32 @@
+import pytest
+
+from capfilt.io.decode_wire import Kind, is_expected, refuse, unpack_small
+from capfilt.records import Reason
+
+
+def test_a_detail_is_made_one_short_printable_line():
+    refused = refuse(Reason.IMAGE_UNREADABLE, "red\x1b[31m\nalert \x00" + "!" * 300)
+    assert refused.detail == ("red [31m alert " + "!" * 300)[:200]
+
+
+def answer_bodies():
+    yield Kind.INSPECTED, b""
+    yield Kind.INSPECTED, bytes(16) + b"PDF"
+    yield Kind.REFUSED, b"no_such_reason\ndetail"
+    yield Kind.REFUSED, b"\xff\xff"
+    yield Kind.READY, b""
+
+
+@pytest.mark.parametrize(("kind", "body"), list(answer_bodies()))
+def test_an_answer_no_honest_child_sends_is_not_believed(kind, body):
+    with pytest.raises(ValueError):
+        unpack_small(kind, body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_bytes", "side_px"),
+    [(Kind.PIXELS, 47, 4), (Kind.PIXELS, 48, None), (Kind.INSPECTED, 20, 4), (9, 1, 4)],
+)
+def test_an_answer_that_was_not_asked_for_is_not_read(kind, num_bytes, side_px):
+    assert is_expected(Kind.PIXELS, 48, side_px=4)
+    assert not is_expected(kind, num_bytes, side_px=side_px)
