@@ -1,0 +1,201 @@
+"""Shards that kill or break their worker, and the search for the rows to blame.
+
+A worker that dies once is bad luck; twice on the same shard is suspicion. Then ranges of the
+shard's rows are tried, halved each time, down to one row; a row that fails twice on its own is
+excluded from the shard (it gets a quarantine row instead) and the shard is run again. Whatever ends
+a worker is answered the same way: a signal, the out-of-memory killer, a hang, an exception.
+
+All of it is decided here from plain events; where the work runs is the pool's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from capfilt.pool import (
+    Fetched,
+    InputT,
+    OutputT,
+    Quarantine,
+    ShardJob,
+    Worker,
+    work_on_shard,
+)
+from capfilt.records import Reason
+
+DETAIL_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Work on a shard and commit it."""
+
+    shard: int
+    excluded: Mapping[int, Quarantine] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Work on some rows of a shard and throw the outputs away; `start == stop` only reads it."""
+
+    shard: int
+    start: int
+    stop: int
+    excluded: Mapping[int, Quarantine] = field(default_factory=dict)
+
+
+Task = Run | Probe
+
+
+def carry_out(
+    job: ShardJob[InputT, OutputT],
+    worker: Worker[InputT, OutputT],
+    fetched: Fetched[InputT],
+    task: Task,
+) -> list[OutputT] | None:
+    """Do the worker's part of a task.
+
+    Returns:
+        The shard's outputs, ready to commit; None for a probe.
+    """
+    if isinstance(task, Run):
+        return work_on_shard(job, worker, fetched, task.excluded)
+    rows = [fetched.inputs[i] for i in range(task.start, task.stop) if i not in task.excluded]
+    if rows:
+        work_on_shard(job, worker, Fetched(inputs=rows), {})
+    return None
+
+
+def worker_error(error: Exception) -> Quarantine:
+    """Describe an exception in one line that is the same in every run.
+
+    The line is stored with the row, and a resumed run must give the same bytes: so memory addresses
+    are masked.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    masked = re.sub(r"0x[0-9a-fA-F]{4,}", "0x...", text)
+    return Quarantine(reason=Reason.WORKER_ERROR, detail=masked[:DETAIL_CHARS])
+
+
+def breaks_device(error: Exception) -> bool:
+    """Whether an exception leaves the accelerator unusable for the rest of the process.
+
+    CUDA reports such faults as `torch.AcceleratorError`; every later call fails as well, so only a
+    new process helps. Known by name, because a pool does not import torch.
+    """
+    return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)
+
+
+class Suspect:
+    """One shard that failed: what to try next, and when to give up.
+
+    Args:
+        shard: its number.
+        max_failures: failures in a row, searches aside, without a row to blame.
+        max_excluded: rows that may be excluded.
+    """
+
+    def __init__(self, shard: int, *, max_failures: int = 12, max_excluded: int = 8) -> None:
+        self.shard = shard
+        self.given_up: str | None = None
+        self._max_failures = max_failures
+        self._max_excluded = max_excluded
+        self._excluded: dict[int, Quarantine] = {}
+        self._failures = 0
+        self._patience = 2  # failures until the next search
+        self._search: _RowSearch | None = None
+
+    def next_task(self) -> Task:
+        """What to try next; meaningless once given up."""
+        excluded = dict(self._excluded)
+        if self._search is None:
+            return Run(shard=self.shard, excluded=excluded)
+        start, stop = self._search.next_range()
+        return Probe(shard=self.shard, start=start, stop=stop, excluded=excluded)
+
+    def came_back(self, num_inputs: int) -> None:
+        """Note that the last probe did no harm.
+
+        Args:
+            num_inputs: rows of the whole shard.
+        """
+        assert self._search is not None, f"shard {self.shard}: nothing was being probed"
+        self._search.came_back(num_inputs)
+        self._end_search(patience=2)
+
+    def failed(self, why: Quarantine) -> None:
+        """Note that the last task, run or probe, ended the worker or raised."""
+        if self._search is None:
+            self._count(why)
+            return
+        self._search.failed()
+        if self._search.culprit is not None:
+            self._exclude(self._search.culprit, why)
+        # One more failure after a conviction is enough to look for the next culprit.
+        self._end_search(patience=2 if self._search.culprit is None else 1)
+
+    def _count(self, why: Quarantine) -> None:
+        self._failures += 1
+        self._patience -= 1
+        if self._failures > self._max_failures:
+            self.given_up = (
+                f"failed {self._failures} times, and no row alone is to blame; last: {why.detail}"
+            )
+        elif self._patience == 0:
+            self._search = _RowSearch()
+
+    def _exclude(self, row: int, why: Quarantine) -> None:
+        self._excluded[row] = why
+        self._failures = 0
+        if len(self._excluded) > self._max_excluded:
+            self.given_up = (
+                f"more than {self._max_excluded} rows fail their worker; last: {why.detail}"
+            )
+
+    def _end_search(self, *, patience: int) -> None:
+        if self._search is not None and self._search.over:
+            self._search = None
+            self._patience = patience
+
+
+class _RowSearch:
+    """Halving the rows of a shard until one of them fails twice.
+
+    First nothing is worked on at all: it tells the number of rows, and whether reading is what
+    fails. Then the left half of the suspected rows is tried; if it comes back, the right half is
+    assumed, and the single row at the end has to prove it.
+    """
+
+    def __init__(self) -> None:
+        self.culprit: int | None = None
+        self.over = False
+        self._suspected: tuple[int, int] | None = None
+        self._strikes = 0
+
+    def next_range(self) -> tuple[int, int]:
+        if self._suspected is None:
+            return 0, 0
+        start, stop = self._suspected
+        return start, stop if stop - start == 1 else (start + stop) // 2
+
+    def came_back(self, num_inputs: int) -> None:
+        if self._suspected is None:
+            self._suspected = (0, num_inputs)
+        else:
+            _, middle = self.next_range()
+            self._suspected = (middle, self._suspected[1])
+        start, stop = self._suspected
+        self.over = start == stop
+
+    def failed(self) -> None:
+        start, stop = self.next_range()
+        if start == stop:
+            self.over = True
+            return
+        self._suspected = (start, stop)
+        self._strikes += stop - start == 1
+        if self._strikes == 2:
+            self.culprit = start
+            self.over = True

@@ -1,0 +1,161 @@
+"""Writing captions: the loop from a prompt to [SEP], for all rows of a batch at once.
+
+Letters: B captions, I images (caption b describes image b // (B / I)), P image tokens,
+T tokens generated, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capfilt_blip.blip import BlipCaptioner
+from capfilt_blip.sampling import Sampling, sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a caption may be, and how much it may repeat."""
+
+    min_new_tokens: int = 1
+    """Tokens that must come before [SEP]. The prompt does not count."""
+    max_new_tokens: int = 20
+    """Tokens after the prompt, [SEP] included."""
+    repetition_penalty: float = 1.0
+    """Weakens tokens that prompt or caption hold already (arXiv:1909.05858, sec. 4.1); 1 is off."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_new_tokens < self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens is "
+                f"{self.max_new_tokens}; the first must be 0 or more, the second above it"
+            )
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """Captions as token ids, on the CPU."""
+
+    token_ids: Tensor
+    """(B, T) int64, without the prompt; [PAD] after [SEP]."""
+    num_tokens: Tensor
+    """(B,) int64: tokens generated, [SEP] included."""
+    logprobs: Tensor
+    """(B,) float32: log-probability of these tokens under the model as it is, before penalty,
+    temperature and nucleus; a sum over tokens, not a mean."""
+
+
+def generate_greedy(
+    captioner: BlipCaptioner, image_embeds: Tensor, *, prompt_ids: Sequence[int], limits: Limits
+) -> Generated:
+    """Write the caption of each image that takes the likeliest token at every step.
+
+    Args:
+        captioner: in eval mode.
+        image_embeds: (I, P, width of the image tokens).
+        prompt_ids: what each caption starts with, [DEC] first.
+        limits: on the captions.
+    """
+    prompts = torch.tensor(prompt_ids).repeat(len(image_embeds), 1)
+    return _generate(captioner, image_embeds, prompts, limits=limits, choose=_likeliest)
+
+
+def generate_sampled(
+    captioner: BlipCaptioner,
+    image_embeds: Tensor,
+    *,
+    prompt_ids: Sequence[int],
+    row_keys: Sequence[int],
+    limits: Limits,
+    sampling: Sampling,
+) -> Generated:
+    """Draw captions, B / I of each image.
+
+    Args:
+        captioner: in eval mode.
+        image_embeds: (I, P, width of the image tokens).
+        prompt_ids: what each caption starts with, [DEC] first.
+        row_keys: B numbers, of `sampling.row_key`; the captions of one image follow each other.
+        limits: on the captions.
+        sampling: the distribution that tokens are drawn from.
+    """
+    keys = torch.tensor(row_keys, dtype=torch.int64, device=image_embeds.device)
+
+    def draw(logits: Tensor, step: int) -> Tensor:
+        return sample(logits, row_keys=keys, step=step, sampling=sampling)
+
+    prompts = torch.tensor(prompt_ids).repeat(len(row_keys), 1)
+    return _generate(captioner, image_embeds, prompts, limits=limits, choose=draw)
+
+
+def _likeliest(logits: Tensor, step: int) -> Tensor:
+    return logits.argmax(-1)
+
+
+@torch.inference_mode()
+def _generate(
+    captioner: BlipCaptioner,
+    image_embeds: Tensor,
+    prompts: Tensor,
+    *,
+    limits: Limits,
+    choose: Callable[[Tensor, int], Tensor],
+) -> Generated:
+    """Run the loop; `choose` maps (B, V) logits and the step's number to (B,) token ids."""
+    config, decoder = captioner.config, captioner.text_decoder
+    num_texts, start = prompts.shape
+    room = _checked_room(start + limits.max_new_tokens, max_positions=config.text.max_positions)
+    image_kv = decoder.project_image(image_embeds)
+    cache = decoder.new_cache(num_texts=num_texts, num_tokens=room)
+    prompts = prompts.to(image_embeds.device)
+    tokens = prompts.new_full((num_texts, room), config.pad_token_id)
+    tokens[:, :start] = prompts
+    num_tokens = prompts.new_zeros(num_texts)
+    logprobs = torch.zeros(num_texts, device=image_embeds.device)
+    unfinished = prompts.new_ones(num_texts, dtype=torch.bool)
+
+    hidden = decoder.step(prompts, position=0, cache=cache, image_kv=image_kv)
+    for step in range(limits.max_new_tokens):
+        end = start + step
+        logits = captioner.token_logits(hidden).float()  # (B, V)
+        allowed = _penalised(logits, tokens[:, :end], penalty=limits.repetition_penalty)
+        if step < limits.min_new_tokens:
+            allowed[:, config.sep_token_id] = -torch.inf
+        chosen = choose(allowed, step)
+        # Finished rows stay in the batch, so that its shape, and with it each result, stays.
+        logprobs += _logprob(logits, chosen).masked_fill(~unfinished, 0)
+        num_tokens += unfinished
+        tokens[:, end] = chosen.where(unfinished, config.pad_token_id)
+        unfinished &= chosen != config.sep_token_id
+        if not unfinished.any():
+            break
+        hidden = decoder.step(tokens[:, end, None], position=end, cache=cache, image_kv=image_kv)
+    return Generated(
+        token_ids=tokens[:, start : end + 1].cpu(),
+        num_tokens=num_tokens.cpu(),
+        logprobs=logprobs.cpu(),
+    )
+
+
+def _checked_room(num_tokens: int, *, max_positions: int) -> int:
+    if num_tokens > max_positions:
+        raise ValueError(
+            f"prompt and max_new_tokens make {num_tokens} tokens; this model has positions for "
+            f"{max_positions}"
+        )
+    return num_tokens
+
+
+def _penalised(logits: Tensor, seen: Tensor, *, penalty: float) -> Tensor:
+    found = logits.gather(1, seen)
+    weakened = torch.where(found < 0, found * penalty, found / penalty)
+    return logits.scatter(1, seen, weakened)
+
+
+def _logprob(logits: Tensor, chosen: Tensor) -> Tensor:
+    return logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)

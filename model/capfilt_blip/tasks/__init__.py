@@ -1,0 +1,1 @@
+"""The finetuned models with their friendly faces."""

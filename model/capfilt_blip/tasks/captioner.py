@@ -1,0 +1,198 @@
+"""The captioner: images in, synthetic texts (T_s) out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from capfilt_blip.blip import BlipCaptioner
+from capfilt_blip.checkpoint import load_captioner
+from capfilt_blip.decode import Generated, Limits, generate_greedy, generate_sampled
+from capfilt_blip.sampling import Sampling, row_key
+from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tokenizer import Tokenizer
+from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
+
+PROMPT = "a picture of "
+"""What BLIP's captioner was finetuned to continue (arXiv:2201.12086, sec. 5.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """One generated text."""
+
+    text: str
+    """Without the prompt."""
+    logprob: float
+    """Log-probability of the generated tokens under the model as it is, summed over them: [SEP] is
+    in, the prompt is not, and temperature, penalty, top-k and top-p play no part. Divide by
+    `num_tokens` for a mean."""
+    num_tokens: int
+    """Tokens generated, [SEP] included; equal to max_new_tokens where the text may be cut off."""
+
+
+class Captioner:
+    """Writes captions. Equal images with equal keys get equal captions, whatever is around them.
+
+    Args:
+        model: a captioner; it is moved to the device and dtype, and to eval mode.
+        tokenizer: the one the model was trained with.
+        device: where it computes.
+        dtype: what it computes in.
+    """
+
+    def __init__(
+        self,
+        model: BlipCaptioner,
+        tokenizer: Tokenizer,
+        *,
+        device: Device = "cpu",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._tokenizer = tokenizer
+        self._device = torch.device(device)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, device: Device = "cpu", dtype: Dtype = "float32"
+    ) -> Captioner:
+        """Load a captioner from a directory in transformers' layout or from the hub.
+
+        Raises:
+            CheckpointError: the source cannot be read, or is no captioner.
+        """
+        model, tokenizer = load_captioner(source, dtype=torch_dtype(dtype))
+        return cls(model, tokenizer, device=device, dtype=dtype)
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the square images that arrays and tensors must hold."""
+        return self._model.config.vision.image_size_px
+
+    def caption(  # noqa: PLR0913  # the knobs of sampling, each set by somebody
+        self,
+        images: Images,
+        *,
+        prompt: str = PROMPT,
+        num_captions: int = 1,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        temperature: float = 1.0,
+        repetition_penalty: float = 1.0,
+        min_new_tokens: int = 1,
+        max_new_tokens: int = 20,
+        seed: int = 0,
+        round_: int = 0,
+        keys: Sequence[str] | None = None,
+        batch_size: int = 8,
+    ) -> list[list[Caption]]:
+        """Sample captions (nucleus sampling, arXiv:2201.12086, sec. 4.2).
+
+        The noise of a caption depends on `seed`, `round_`, the image's key and the caption's index;
+        batch mates and order change nothing. Another `batch_size`, dtype or machine may change the
+        last bits of the logits, and so once in a while a word.
+
+        Args:
+            images: N images: (N, S, S, 3) uint8 with S = `image_size_px`, or PIL images.
+            prompt: what each caption continues; not in the returned text.
+            num_captions: of each image; they share one pass over the image.
+            top_p: draw from the likeliest tokens that reach this probability together.
+            top_k: and from so many at most; 0 is all.
+            temperature: of the distribution, above 0.
+            repetition_penalty: weakens tokens that were used before, the prompt's too; 1 is off.
+            min_new_tokens: tokens before a caption may end.
+            max_new_tokens: tokens after which it is cut off, [SEP] included.
+            seed: of the run.
+            round_: of the bootstrap; two rounds never share noise.
+            keys: N names of the images, by default "0", "1", and so on.
+            batch_size: images in one pass; memory grows with it. Fewer images are padded to it.
+
+        Returns:
+            For each image `num_captions` captions, in order.
+        """
+        limits = Limits(
+            min_new_tokens=min_new_tokens,
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+        )
+        sampling = Sampling(top_p=top_p, top_k=top_k, temperature=temperature)
+        pixels = to_uint8(images, side_px=self.image_size_px)
+        names = _checked_keys(keys, num_images=len(pixels))
+        row_keys = [
+            [
+                row_key(seed=seed, round_=round_, key=name, caption_index=i)
+                for i in range(num_captions)
+            ]
+            for name in names
+        ]
+        captions: list[Caption] = []
+        for image_embeds, start in self._encoded(pixels, batch_size=batch_size):
+            batch_keys = row_keys[start : start + len(image_embeds)]
+            batch_keys += batch_keys[:1] * (len(image_embeds) - len(batch_keys))
+            generated = generate_sampled(
+                self._model,
+                image_embeds,
+                prompt_ids=self._tokenizer.prompt_ids(prompt),
+                row_keys=[key for keys_of_image in batch_keys for key in keys_of_image],
+                limits=limits,
+                sampling=sampling,
+            )
+            captions += self._texts(generated)
+        grouped = [captions[i : i + num_captions] for i in range(0, len(captions), num_captions)]
+        return grouped[: len(pixels)]
+
+    def greedy(
+        self,
+        images: Images,
+        *,
+        prompt: str = PROMPT,
+        min_new_tokens: int = 1,
+        max_new_tokens: int = 20,
+        batch_size: int = 8,
+    ) -> list[Caption]:
+        """Write the caption of each image that takes the likeliest token at every step.
+
+        Less diverse than `caption`, so of less use as training text (arXiv:2201.12086, sec. 4.2).
+        The arguments are those of `caption`.
+        """
+        limits = Limits(min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
+        pixels = to_uint8(images, side_px=self.image_size_px)
+        prompt_ids = self._tokenizer.prompt_ids(prompt)
+        captions: list[Caption] = []
+        for image_embeds, _ in self._encoded(pixels, batch_size=batch_size):
+            captions += self._texts(
+                generate_greedy(self._model, image_embeds, prompt_ids=prompt_ids, limits=limits)
+            )
+        return captions[: len(pixels)]
+
+    def _encoded(self, pixels: Tensor, *, batch_size: int) -> Iterator[tuple[Tensor, int]]:
+        """Yield the image tokens of each batch, (B, P, D), and the number of images before it."""
+        start = 0
+        for batch in fixed_batches(pixels, batch_size=batch_size):
+            with torch.inference_mode():
+                yield self._model.vision(normalise(batch.to(self._device))), start
+            start += len(batch)
+
+    def _texts(self, generated: Generated) -> list[Caption]:
+        rows = zip(generated.token_ids, generated.num_tokens, generated.logprobs, strict=True)
+        return [
+            Caption(
+                text=self._tokenizer.decode(ids[:count]).strip(),
+                logprob=float(logprob),
+                num_tokens=int(count),
+            )
+            for ids, count, logprob in rows
+        ]
+
+
+def _checked_keys(keys: Sequence[str] | None, *, num_images: int) -> Sequence[str]:
+    if keys is None:
+        return [str(index) for index in range(num_images)]
+    if len(keys) != num_images:
+        raise ValueError(f"{len(keys)} keys were given for {num_images} images")
+    return keys

@@ -1,0 +1,61 @@
+"""What the training loops read: images with their texts, and what is known about them.
+
+B batch, S image side in pixels, L text tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextImageBatch:
+    """B images with one true text each, in the same order."""
+
+    images: Tensor
+    """(B, S, S, 3) uint8, augmented already."""
+
+    texts: Sequence[str]
+    """B texts; text b describes image b."""
+
+    image_ids: Sequence[str] | None = None
+    """B names, equal for the same image before augmentation; None says that all differ."""
+
+    known_matches: Tensor | None = None
+    """(B, B) bool, True where text j is known to be true of image i. Pairs of the same image or
+    the same text need not be given. Such a pair is never used as a negative."""
+
+    distractors: Sequence[Sequence[str]] = ()
+    """Rows of B texts; text b of each row is known to be false of image b. One more ITM negative
+    per image and row, for the matcher's finetuning."""
+
+    def __post_init__(self) -> None:
+        rows = [self.texts, *self.distractors, *([self.image_ids] if self.image_ids else [])]
+        if any(len(row) != len(self.images) for row in rows):
+            lengths = ", ".join(f"{len(row)}" for row in rows)
+            raise ValueError(f"{len(self.images)} images came with {lengths} texts and names")
+
+
+def ids_of(names: Sequence[str], *, device: torch.device) -> Tensor:
+    """Map names to (B,) int64, equal names to equal numbers, the same in every process."""
+    digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names]
+    numbers = [int.from_bytes(digest, "little", signed=True) for digest in digests]
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def image_ids_of(batch: TextImageBatch, *, first_sample: int, device: torch.device) -> Tensor:
+    """Give (B,) int64, equal where the images are equal.
+
+    Args:
+        batch: its `image_ids` if it has them.
+        first_sample: samples seen before this batch; numbers the images that have no names.
+        device: where the ids are needed.
+    """
+    if batch.image_ids is None:
+        return torch.arange(first_sample, first_sample + len(batch.images), device=device)
+    return ids_of(batch.image_ids, device=device)

@@ -1,0 +1,99 @@
+"""Learning rates over time, and the step that applies them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Schedule: TypeAlias = Callable[[int], float]
+"""Step number, from 0, to learning rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CosineSchedule:
+    """Linear warm-up, then half a cosine down to the least rate."""
+
+    peak: float
+    num_steps: int
+    num_warmup_steps: int = 0
+    least: float = 1e-6
+
+    def __call__(self, step: int) -> float:
+        """Give the learning rate of a step."""
+        if step < self.num_warmup_steps:
+            return _warmup(step, self.num_warmup_steps, peak=self.peak, least=self.least)
+        left = max(1, self.num_steps - self.num_warmup_steps)
+        done = min(1.0, (step - self.num_warmup_steps) / left)
+        return self.least + (self.peak - self.least) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecaySchedule:
+    """Linear warm-up, then a factor per epoch: what BLIP's released pre-training code does."""
+
+    peak: float = 3e-4
+    num_warmup_steps: int = 3000
+    steps_per_epoch: int = 1000
+    factor: float = 0.9
+    least: float = 1e-6
+
+    def __call__(self, step: int) -> float:
+        """Give the learning rate of a step."""
+        if step < self.num_warmup_steps:
+            return _warmup(step, self.num_warmup_steps, peak=self.peak, least=self.least)
+        return max(self.least, self.peak * self.factor ** (step // self.steps_per_epoch))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW as BLIP uses it: one group, so that weight decay touches every parameter."""
+
+    learning_rate: Schedule
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = None
+    """Longest gradient, L2 over all parameters; None does not clip, as the original."""
+
+
+class Optimizer:
+    """Applies gradients at the learning rate of the step.
+
+    Args:
+        parameters: what learns; a parameter that is shared counts once.
+        settings: see `OptimizerSettings`.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> None:
+        self._settings = settings
+        self._parameters = list(dict.fromkeys(parameters))
+        self._adamw = torch.optim.AdamW(
+            self._parameters,
+            lr=settings.learning_rate(0),
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+
+    def step(self, loss: Tensor, *, step: int) -> tuple[float, float]:
+        """Go one step down the gradient of a loss.
+
+        Returns:
+            The learning rate used, and the length of the gradient before it was clipped.
+        """
+        learning_rate = self._settings.learning_rate(step)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        limit = self._settings.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
+        self._adamw.step()
+        return learning_rate, float(norm)
+
+
+def _warmup(step: int, num_steps: int, *, peak: float, least: float) -> float:
+    return least + (peak - least) * (step + 1) / num_steps

@@ -1,0 +1,132 @@
+"""Pixels on their way into the model: uint8 images to normalised floats, and training augmentation.
+
+Letters: B batch, S image side in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+# Mean and standard deviation of CLIP's training images (arXiv:2103.00020), which BLIP keeps.
+CHANNEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CHANNEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+Images: TypeAlias = NDArray[np.uint8] | Tensor | Sequence[Image.Image]
+"""N images: an array or tensor (N, S, S, 3) uint8, red, green, blue; or PIL images of any size."""
+
+
+def to_uint8(images: Images, *, side_px: int) -> Tensor:
+    """Bring images to one tensor of the model's size.
+
+    Args:
+        images: PIL images are squashed to a square, bicubically and without a crop, as BLIP does;
+            arrays and tensors must have the size already.
+        side_px: S.
+
+    Returns:
+        (N, S, S, 3) uint8.
+
+    Raises:
+        ValueError: an array or tensor has another shape or dtype.
+    """
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    if not isinstance(images, Tensor):
+        size = (side_px, side_px)
+        squashed = [im.convert("RGB").resize(size, Image.Resampling.BICUBIC) for im in images]
+        rows = np.array([np.asarray(im) for im in squashed], dtype=np.uint8)
+        images = torch.from_numpy(rows.reshape(-1, side_px, side_px, 3))
+    if images.dtype != torch.uint8 or images.shape[1:] != (side_px, side_px, 3):
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; this model takes "
+            f"torch.uint8 of shape (N, {side_px}, {side_px}, 3), or PIL images"
+        )
+    return images
+
+
+def fixed_batches(images: Tensor, *, batch_size: int) -> Iterator[Tensor]:
+    """Cut images into batches of one shape, so that no result depends on who is in the batch.
+
+    Kernels, and so the last bits of a result, are chosen by shape. The last batch is filled up
+    with its first image; so is a batch of one, for matrix-vector kernels differ most.
+
+    Args:
+        images: (N, S, S, 3).
+        batch_size: images in a batch; at least 2 are put in.
+
+    Yields:
+        (max(2, batch_size), S, S, 3), in order.
+    """
+    batch_size = max(2, batch_size)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        filler = batch[:1].expand(batch_size - len(batch), -1, -1, -1)
+        yield torch.cat([batch, filler])
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Turn images into what the vision transformer reads.
+
+    Args:
+        images: (B, S, S, 3) uint8, red, green, blue.
+
+    Returns:
+        (B, 3, S, S) float32 on the same device, about zero mean and unit deviation per channel.
+    """
+    mean = torch.tensor(CHANNEL_MEAN, device=images.device) * 255
+    std = torch.tensor(CHANNEL_STD, device=images.device) * 255
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def random_resized_crops(
+    images: Tensor,
+    *,
+    generator: torch.Generator,
+    min_area: float = 0.5,
+    flip_probability: float = 0.0,
+) -> Tensor:
+    """Cut a random part out of each image and blow it up to the whole size, for training.
+
+    BLIP keeps at least 0.2 of the area in pre-training and 0.5 in finetuning, and mirrors every
+    second image. Mirroring is off here because it makes "left of" and "right of" false.
+
+    Args:
+        images: (B, S, S, 3) uint8.
+        generator: on the CPU; the same generator state gives the same crops.
+        min_area: smallest part of the area that is kept, in (0, 1].
+        flip_probability: chance that an image is mirrored, in [0, 1].
+
+    Returns:
+        (B, S, S, 3) uint8.
+    """
+    crops = [_random_crop(image, generator=generator, min_area=min_area) for image in images]
+    flips = torch.rand(len(crops), generator=generator) < flip_probability
+    return torch.stack(
+        [crop.flip(1) if flip else crop for crop, flip in zip(crops, flips, strict=True)]
+    )
+
+
+def _random_crop(image: Tensor, *, generator: torch.Generator, min_area: float) -> Tensor:
+    side = image.shape[0]
+    area, log_ratio, left, top = torch.rand(4, generator=generator).tolist()
+    area = min_area + (1 - min_area) * area
+    # Aspect ratios 3/4 to 4/3, even on a log scale, as in torchvision's RandomResizedCrop.
+    ratio = math.exp((2 * log_ratio - 1) * math.log(4 / 3))
+    width = min(side, max(1, round(side * math.sqrt(area * ratio))))
+    height = min(side, max(1, round(side * math.sqrt(area / ratio))))
+    left_px, top_px = int(left * (side - width + 1)), int(top * (side - height + 1))
+    crop = image[top_px : top_px + height, left_px : left_px + width].permute(2, 0, 1)[None].float()
+    crop = F.interpolate(
+        crop, size=(side, side), mode="bicubic", align_corners=False, antialias=True
+    )
+    return crop[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)

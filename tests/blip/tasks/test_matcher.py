@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from capfilt_blip.blip import BlipMatcher
+from capfilt_blip.tasks.matcher import Matcher
+from capfilt_blip.tokenizer import Tokenizer
+from capfilt_blip.transforms import normalise
+
+Pixels = NDArray[np.uint8]
+TEXTS = [
+    ["a red circle", "two small triangles"],
+    ["a star"],
+    [],
+    ["a", "b", "a blue square above", "two", "a yellow star left of it"],
+    [""],
+    ["red " * 50],
+    ["a red circle", "a red circle"],
+    ["a blue circle"],
+    ["a", "green"],
+]
+
+
+@pytest.fixture
+def filter_(matcher: BlipMatcher, tokenizer: Tokenizer) -> Matcher:
+    return Matcher(matcher, tokenizer)
+
+
+@torch.no_grad()
+def test_scores_are_those_of_one_pair_at_a_time(
+    filter_: Matcher, matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels
+) -> None:
+    scores = filter_.score(images, TEXTS)
+    for image, texts, score in zip(torch.from_numpy(images), TEXTS, scores, strict=True):
+        embeds = matcher.vision(normalise(image[None]))
+        kv = matcher.text_encoder.project_image(embeds)
+        for text, itm_prob, itc_cos in zip(texts, score.itm_prob, score.itc_cos, strict=True):
+            fused = tokenizer.encode([text], first="enc", max_tokens=35)
+            alone = tokenizer.encode([text], first="cls", max_tokens=35)
+            match = matcher.itm_logits(fused.ids, fused.mask, kv).softmax(-1)[0, 1]
+            vector = matcher.text_vectors(alone.ids, alone.mask)
+            assert itm_prob == pytest.approx(match.item(), abs=1e-5)
+            assert itc_cos == pytest.approx((vector @ matcher.image_vectors(embeds).T).item(), abs=1e-5)
+
+
+def test_the_itm_head_reads_enc(filter_: Matcher, matcher: BlipMatcher, images: Pixels) -> None:
+    before = filter_.score(images, TEXTS)
+    matcher.text_encoder.embeddings.words.weight.data[matcher.config.enc_token_id] *= -1
+    after = filter_.score(images, TEXTS)
+    assert after[0].itm_prob != before[0].itm_prob
+    assert after[0].itc_cos == before[0].itc_cos  # read with [CLS]
+
+
+def test_scores_do_not_depend_on_order(filter_: Matcher, images: Pixels) -> None:
+    order = np.random.default_rng(3).permutation(9)
+    plain = filter_.score(images, TEXTS, batch_size=4)
+    shuffled = filter_.score(images[order], [TEXTS[i] for i in order], batch_size=4)
+    assert shuffled == [plain[i] for i in order]
+
+
+def test_scores_do_not_depend_on_neighbours(filter_: Matcher, images: Pixels) -> None:
+    plain = filter_.score(images, TEXTS, batch_size=4)
+    for i in range(9):
+        assert filter_.score(images[i, None], [TEXTS[i]], batch_size=4) == [plain[i]]
+    others = [["another text altogether"] * 7, *TEXTS[1:]]
+    assert filter_.score(images, others, batch_size=4)[1:] == plain[1:]
+
+
+def test_a_texts_score_does_not_depend_on_the_other_texts_of_its_image(
+    filter_: Matcher, images: Pixels
+) -> None:
+    five = filter_.score(images[3:4], [TEXTS[3]])[0]
+    for place, text in enumerate(TEXTS[3]):
+        [alone] = filter_.score(images[3:4], [[text]])
+        assert (alone.itm_prob, alone.itc_cos) == ([five.itm_prob[place]], [five.itc_cos[place]])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16])
+def test_the_batch_size_changes_rounding_at_most(
+    filter_: Matcher, images: Pixels, batch_size: int
+) -> None:
+    expected = filter_.score(images, TEXTS, batch_size=4)
+    for one, two in zip(filter_.score(images, TEXTS, batch_size=batch_size), expected, strict=True):
+        assert one.itm_prob == pytest.approx(two.itm_prob, abs=1e-5)
+        assert one.itc_cos == pytest.approx(two.itc_cos, abs=1e-5)
+
+
+def test_an_image_without_texts_still_has_its_vector(filter_: Matcher, images: Pixels) -> None:
+    scores = filter_.score(images, [[] for _ in images])
+    assert all(score.itm_prob == score.itc_cos == score.num_tokens == [] for score in scores)
+    lengths = np.linalg.norm([score.image_vector for score in scores], axis=1)
+    assert lengths == pytest.approx(np.ones(9), abs=1e-6)
+
+
+def test_a_long_text_is_cut_and_its_whole_length_told(filter_: Matcher, images: Pixels) -> None:
+    longer = ["red " * 33 + "circle", "red " * 33 + "blue square", "red " * 33]
+    [score] = filter_.score(images[:1], [longer])
+    assert score.num_tokens == [34, 35, 33]
+    assert score.itm_prob[0] == score.itm_prob[1] == score.itm_prob[2]
+
+
+def test_match_and_similarity_are_the_parts_of_score(filter_: Matcher, images: Pixels) -> None:
+    scores = filter_.score(images, TEXTS)
+    assert filter_.match(images, TEXTS) == [score.itm_prob for score in scores]
+    assert filter_.similarity(images, TEXTS) == [score.itc_cos for score in scores]
+
+
+def test_no_images_have_no_scores(filter_: Matcher, images: Pixels) -> None:
+    assert filter_.score(images[:0], []) == []
+
+
+def test_images_and_lists_of_texts_must_be_as_many(filter_: Matcher, images: Pixels) -> None:
+    with pytest.raises(ValueError, match="1 lists of texts were given for 9 images"):
+        filter_.score(images, [["a"]])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_lower_precision_gives_nearly_the_same(
+    matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels, dtype: str
+) -> None:
+    full = Matcher(matcher, tokenizer).match(images, TEXTS)
+    lower = Matcher(matcher, tokenizer, dtype=dtype).match(images, TEXTS)  # type: ignore[arg-type]
+    for one, two in zip(full, lower, strict=True):
+        assert one == pytest.approx(two, abs=0.1)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capfilt.errors import Stopped, StorageError
+from capfilt.local_pool import LocalPool
+from capfilt.pool import Fetched, Quarantine, ShardReport, work_on_shard
+from capfilt.records import Reason
+from tests.runtime.jobs import DoublingJob, DoublingWorker
+
+
+def run(*chain: DoublingJob, shards: list[int]) -> list[ShardReport]:
+    return list(LocalPool().run(chain, shards))
+
+
+def test_excluded_rows_never_reach_the_worker_and_keep_their_place(tmp_path: Path):
+    job = DoublingJob(folder=tmp_path, on_row={1: "kill"})
+    why = Quarantine(reason=Reason.KILLED_WORKER, detail="died")
+    outputs = work_on_shard(job, job.build_worker(), Fetched(inputs=[0, 1, 2]), {1: why})
+    assert outputs == [0, [1, "killed_worker", "died"], 4]
+
+
+def test_a_worker_that_loses_a_row_is_caught(tmp_path: Path):
+    job = DoublingJob(folder=tmp_path)
+    with pytest.raises(AssertionError, match="1 outputs for 2 inputs"):
+        work_on_shard(job, LosingWorker(job=job), Fetched(inputs=[0, 1]), {})
+
+
+def test_every_shard_goes_through_the_chain_in_order(tmp_path: Path):
+    first = DoublingJob(folder=tmp_path, num_rows=2)
+    second = DoublingJob(folder=tmp_path, stage="second", source="first")
+    reports = run(first, second, shards=[0, 1, 2])
+    for shard in range(3):
+        assert [r.stage for r in reports if r.shard == shard] == ["first", "second"]
+    assert second.rows(2) == [800, 804]
+
+
+def test_a_chain_starts_its_second_job_before_the_first_is_through(tmp_path: Path):
+    second = DoublingJob(folder=tmp_path, stage="second", source="first")
+    stages = [r.stage for r in run(DoublingJob(folder=tmp_path), second, shards=[*range(5)])]
+    assert stages.index("second") < 3
+
+
+def test_committed_shards_are_reported_and_not_worked_on(tmp_path: Path):
+    run(DoublingJob(folder=tmp_path), shards=[0])
+    again = run(DoublingJob(folder=tmp_path, on_build="raise"), shards=[0])
+    assert [r.already for r in again] == [True]
+
+
+def test_no_shards_means_no_worker(tmp_path: Path):
+    assert run(DoublingJob(folder=tmp_path, on_build="raise"), shards=[]) == []
+
+
+def test_rows_that_raise_are_quarantined_and_the_rest_is_kept(tmp_path: Path):
+    job = DoublingJob(folder=tmp_path, on_row={1: "raise", 3: "raise"})
+    [report] = run(job, shards=[0])
+    assert (report.kept, report.dropped) == (2, {"worker_error": 1})
+    assert job.rows(0)[1] == [1, "worker_error", "ValueError: row 1 is bad"]
+
+
+def test_a_shard_that_cannot_be_read_is_reported_and_goes_no_further(tmp_path: Path):
+    first = DoublingJob(folder=tmp_path, unreadable=frozenset({1}))
+    second = DoublingJob(folder=tmp_path, stage="second", source="first")
+    reports = run(first, second, shards=[0, 1])
+    assert [(r.stage, r.error) for r in reports if r.shard == 1] == [
+        ("first", "shard 1 is damaged")
+    ]
+
+
+def test_a_storage_error_ends_the_run(tmp_path: Path):
+    with pytest.raises(StorageError, match="disk is full"):
+        run(FullDiskJob(folder=tmp_path), shards=[0])
+
+
+def test_workers_are_closed_also_after_an_error(tmp_path: Path):
+    with pytest.raises(StorageError):
+        run(FullDiskJob(folder=tmp_path), shards=[0])
+    assert (tmp_path / "closed-first").exists()
+
+
+def test_a_stop_request_ends_the_run_after_the_shard_at_hand(tmp_path: Path):
+    reports = LocalPool().run([DoublingJob(folder=tmp_path)], [0, 1, 2])
+    assert next(reports).shard == 0
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped):
+        list(reports)
+
+
+def test_reports_tell_the_seconds_of_work(tmp_path: Path):
+    [report] = run(DoublingJob(folder=tmp_path), shards=[0])
+    assert 0 < report.seconds < 5
+
+
+def test_the_local_pool_does_not_import_ray():
+    check = "import sys, capfilt.local_pool; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], env=environment()).returncode == 0
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+class LosingWorker(DoublingWorker):
+    def __call__(self, inputs):
+        return super().__call__(inputs)[1:]
+
+
+class FullDiskJob(DoublingJob):
+    def commit(self, shard, fetched, outputs):
+        raise StorageError("disk is full")
