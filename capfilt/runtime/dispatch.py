@@ -40,8 +40,8 @@ from capfilt.suspects import Run, Suspect
 
 log = logging.getLogger(__name__)
 
-FIRST_BUILD_DEATHS = 2  # deaths while building a worker before any was ever ready
-LATER_BUILD_DEATHS = 5  # the same in a row after one was: machines fail too
+FIRST_BUILD_DEATHS = 4  # deaths in a row while building a worker, before any was ever ready
+LATER_BUILD_DEATHS = 6  # the same after one was: machines fail too
 
 
 class Dispatcher:

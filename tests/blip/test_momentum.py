@@ -33,7 +33,7 @@ def test_update_moves_by_one_minus_the_momentum() -> None:
     average = MomentumEncoder(model, momentum=0.75)
     before = average._average.vision_proj.bias.clone()
     with torch.no_grad():
-        model.vision_proj.bias += 4
+        model.vision_proj.bias.add_(4)
     average.update()
     assert torch.allclose(average._average.vision_proj.bias, before + 1)
 

@@ -214,13 +214,14 @@ def test_shards_of_a_lost_machine_are_not_suspects():
     assert submits(dispatcher.next_actions(now=0.0)) == [(1, 0, 0), (1, 1, 1)]
 
 
-def test_two_deaths_while_building_end_the_run():
+def test_four_deaths_while_building_end_the_run():
     dispatcher = Dispatcher([demand()], [0])
     dispatcher.next_actions(now=0.0)
-    dispatcher.died(0, "SIGSEGV")
-    dispatcher.next_actions(now=0.0)
-    with pytest.raises(CapfiltError, match=r"stage first: 2 workers in a row died .* SIGSEGV"):
-        dispatcher.died(1, "SIGSEGV")
+    for actor in range(3):
+        dispatcher.died(actor, "SIGSEGV")
+        dispatcher.next_actions(now=0.0)
+    with pytest.raises(CapfiltError, match=r"stage first: 4 workers in a row died .* SIGSEGV"):
+        dispatcher.died(3, "SIGSEGV")
 
 
 def test_a_death_while_building_is_forgiven_once_a_worker_was_ready():

@@ -49,7 +49,9 @@ def test_texts_do_not_depend_on_the_batch_size(
     expected = writer.caption(images, keys=KEYS, num_captions=2, batch_size=4)
     found = writer.caption(images, keys=KEYS, num_captions=2, batch_size=batch_size)
     assert texts(found) == texts(expected)
-    logprobs = [[c.logprob for of_image in captions for c in of_image] for captions in (found, expected)]
+    logprobs = [
+        [c.logprob for of_image in captions for c in of_image] for captions in (found, expected)
+    ]
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
 
 
@@ -61,7 +63,9 @@ def test_more_captions_of_an_image_leave_the_first_as_they_were(
     assert all(len(set(of_image)) == 4 for of_image in texts(four))
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"round_": 1}, {"keys": [f"b{i}" for i in range(9)]}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"round_": 1}, {"keys": [f"b{i}" for i in range(9)]}]
+)
 def test_seed_round_and_key_each_change_the_captions(
     writer: Captioner, images: Pixels, other: dict[str, object]
 ) -> None:

@@ -43,7 +43,9 @@ def test_scores_are_those_of_one_pair_at_a_time(
             match = matcher.itm_logits(fused.ids, fused.mask, kv).softmax(-1)[0, 1]
             vector = matcher.text_vectors(alone.ids, alone.mask)
             assert itm_prob == pytest.approx(match.item(), abs=1e-5)
-            assert itc_cos == pytest.approx((vector @ matcher.image_vectors(embeds).T).item(), abs=1e-5)
+            assert itc_cos == pytest.approx(
+                (vector @ matcher.image_vectors(embeds).T).item(), abs=1e-5
+            )
 
 
 def test_the_itm_head_reads_enc(filter_: Matcher, matcher: BlipMatcher, images: Pixels) -> None:

@@ -1,0 +1,1 @@
+"""Near-duplicate images: pure functions of columns, and the one home of FAISS."""

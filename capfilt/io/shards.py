@@ -1,0 +1,109 @@
+"""A shard's tar, opened for reading by offset, wherever it lies.
+
+Stages read images by the offsets `index` recorded, in any order and from several threads, so a
+tar must be a real local file. One on an object store is copied once, to an unnamed temporary file
+that is gone when it is closed or its process dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+from capfilt.errors import ShardError
+
+COPY_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class ShardFile:
+    """An open shard. Use `open_shard`; it is closed when nobody holds it any more.
+
+    Args:
+        url: what was opened.
+        descriptor: of the open file; this object's own, also when it is part of a garbage cycle
+            (a failed shard's traceback), where a file object would complain of not being closed.
+    """
+
+    url: str
+    descriptor: int
+    _closed: bool = field(default=False, repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file."""
+        return os.fstat(self.descriptor).st_size
+
+    def stream(self) -> BinaryIO:
+        """The file from its beginning; valid while the shard is open."""
+        stream = os.fdopen(self.descriptor, "rb", closefd=False)
+        stream.seek(0)
+        return stream
+
+    def read(self, *, offset: int, num_bytes: int) -> bytes:
+        """The bytes at a place; fewer if the file ends there. Thread-safe."""
+        return os.pread(self.descriptor, num_bytes, offset)
+
+    def sha256(self) -> str:
+        """SHA-256 of the whole file, as hex."""
+        digest = hashlib.sha256()
+        for offset in range(0, self.num_bytes, COPY_BYTES):
+            digest.update(self.read(offset=offset, num_bytes=COPY_BYTES))
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file; closing twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def open_shard(url: str) -> ShardFile:
+    """Open a shard by path or fsspec URL.
+
+    Raises:
+        ShardError: it does not exist or cannot be read.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        with _open_local(path) if _is_local(filesystem) else _copy(filesystem, path) as file:
+            return ShardFile(url=url, descriptor=os.dup(file.fileno()))
+    except (OSError, ImportError, ValueError) as err:
+        raise ShardError(f"{url}: cannot be read: {_reason(err)}") from err
+
+
+def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def _open_local(path: str) -> BinaryIO:
+    return Path(path).open("rb")
+
+
+def _copy(filesystem: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
+    scratch = tempfile.TemporaryFile(prefix="capfilt-shard-")
+    try:
+        with filesystem.open(path, "rb") as source:
+            shutil.copyfileobj(source, scratch, COPY_BYTES)
+        scratch.flush()
+    except BaseException:
+        scratch.close()
+        raise
+    return scratch
+
+
+def _reason(err: BaseException) -> str:
+    if isinstance(err, FileNotFoundError):
+        return "no such file"
+    return getattr(err, "strerror", None) or str(err) or type(err).__name__

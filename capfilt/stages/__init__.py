@@ -1,0 +1,1 @@
+"""What happens to a shard: one file per arrow of the loop."""

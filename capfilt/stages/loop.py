@@ -1,0 +1,47 @@
+"""The whole loop: every stage in order, round after round, skipping what is committed.
+
+Index, caption, score and select run as one chain: a shard goes to the filter as soon as it is
+captioned, so captioner and filter work at the same time. Download, dedup, publish and train wait
+for all shards of what they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from capfilt.config import Recipe
+from capfilt.pool import Pool
+from capfilt.stages import caption, dedup, download, index, publish, score, select, train
+from capfilt.stages.shards import Funnel, run_jobs
+from capfilt.stages.sources import web_shards
+from capfilt.stages.tables import Tables, open_tables
+
+CHAIN = (index, caption, score, select)
+
+
+def bootstrap(recipe: Recipe, pool: Pool, *, rounds: int) -> Iterator[Funnel]:
+    """Run rounds of captioning, filtering and training.
+
+    Args:
+        recipe: the run.
+        pool: where the work is done.
+        rounds: how many; a round after the first uses the models the one before it trained.
+
+    Yields:
+        The funnel of each stage as it is done.
+    """
+    for number in range(rounds):
+        yield from run_round(recipe, open_tables(recipe, number), pool)
+
+
+def run_round(recipe: Recipe, tables: Tables, pool: Pool) -> Iterator[Funnel]:
+    """One round: the funnel of each of its stages, as it is done."""
+    if tables.has("download"):
+        yield download.run(recipe, tables, pool)
+    chain = [stage.job(recipe, tables) for stage in CHAIN]
+    funnels = run_jobs(chain, web_shards(recipe, tables).count, tables=tables, pool=pool)
+    yield from (funnels[stage.STAGE] for stage in CHAIN)
+    yield dedup.run(recipe, tables, pool)
+    yield publish.run(recipe, tables, pool)
+    if tables.has("train"):
+        yield train.run(recipe, tables, pool)

@@ -1,0 +1,187 @@
+"""Score: the filter's opinion of every text of every image, recorded before anything is dropped.
+
+Each readable image brings its web text and its synthetic texts; they share one pass of the image
+encoder. A text that cannot be scored (missing, blank) has a row too, with the reason. The image's
+unit vector is the second file of the table: `dedup` compares images by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from capfilt.config import Recipe
+from capfilt.io.commits import NewFile, Table
+from capfilt.io.images import ImageDecoder
+from capfilt.io.models import local_model
+from capfilt.io.parquet import from_bytes, records_from, table_from, to_bytes
+from capfilt.io.rows import LazyRows
+from capfilt.io.shards import open_shard
+from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport
+from capfilt.records import Caption, ImageVector, Reason, Sample, Score
+from capfilt.stages.images import readable_samples, source_image
+from capfilt.stages.index import image_limits
+from capfilt.stages.shards import (
+    Funnel,
+    drop_counts,
+    report_of,
+    reports_of,
+    resources_of,
+    run_jobs,
+)
+from capfilt.stages.sources import WebShards, web_shards
+from capfilt.stages.tables import Tables
+from capfilt.workers.score import (
+    ImageToScore,
+    ScoredImage,
+    ScoreWorker,
+    TextToScore,
+    load_matcher,
+    unscored,
+)
+
+STAGE = "score"
+
+
+def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
+    """Score all captioned shards."""
+    shards = web_shards(recipe, tables).count
+    tables.require("caption", shards)
+    return run_jobs([job(recipe, tables)], shards, tables=tables, pool=pool)[STAGE]
+
+
+def job(recipe: Recipe, tables: Tables) -> ScoreJob:
+    """The stage's work on one shard."""
+    return ScoreJob(
+        recipe=recipe,
+        model=tables.sources["filter"].name,
+        shards=web_shards(recipe, tables),
+        samples=tables.of("index"),
+        captions=tables.of("caption"),
+        table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
+    )
+
+
+def texts_of(sample: Sample, captions: Iterable[Caption]) -> tuple[TextToScore, ...]:
+    """All texts of an image: the web's first, then the captioner's.
+
+    A missing web text and a failed caption stay in the list, with their reason: they are rows of
+    the score table like any other.
+    """
+    web = TextToScore(
+        text=sample.web_text,
+        text_source="web",
+        text_index=0,
+        logprob=None,
+        reason=_blank_reason(sample.web_text),
+    )
+    synthetic = (
+        TextToScore(
+            text=caption.text,
+            text_source="synthetic",
+            text_index=caption.text_index,
+            logprob=caption.logprob,
+            reason=caption.reason or _blank_reason(caption.text),
+        )
+        for caption in captions
+    )
+    return (web, *synthetic)
+
+
+def _blank_reason(text: str | None) -> str | None:
+    if text is None:
+        return Reason.TEXT_MISSING
+    return Reason.TEXT_EMPTY if not text.strip() else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ImagePlan:
+    sample: Sample
+    texts: tuple[TextToScore, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreJob:
+    """Scoring of one shard."""
+
+    recipe: Recipe
+    model: str
+    shards: WebShards
+    samples: Table
+    captions: Table
+    table: Table
+
+    stage = STAGE
+
+    @property
+    def resources(self) -> Resources:
+        """What each worker needs."""
+        return resources_of(self.recipe.pool, self.recipe.pool.score)
+
+    def committed(self) -> Mapping[int, ShardReport]:
+        """Shards scored by an earlier run."""
+        return reports_of(STAGE, self.table)
+
+    def build_worker(self) -> ScoreWorker:
+        """Load the filter and start the decoding processes."""
+        pool, options = self.recipe.pool, self.recipe.score
+        matcher = load_matcher(
+            local_model(self.model),
+            device=pool.device,
+            dtype=options.dtype,
+            num_threads=pool.score.threads,
+        )
+        decoder = ImageDecoder(image_limits(self.recipe), num_processes=pool.decode_processes)
+        return ScoreWorker(matcher, decoder, batch_images=options.batch_images)
+
+    def fetch(self, shard: int) -> Fetched[ImageToScore]:
+        """The readable images of the shard with all their texts."""
+        captions = records_from(from_bytes(self.captions.read(shard), Caption), Caption)
+        by_key = {key: tuple(rows) for key, rows in groupby(captions, lambda row: row.key)}
+        plans = [
+            _ImagePlan(sample=sample, texts=texts_of(sample, by_key[sample.key]))
+            for sample in readable_samples(self.samples, shard)
+        ]
+        file = open_shard(self.shards.locate(shard))
+        return Fetched(
+            inputs=LazyRows(
+                plans,
+                lambda plan: ImageToScore(image=source_image(file, plan.sample), texts=plan.texts),
+            )
+        )
+
+    def quarantine(self, rejected: ImageToScore, why: Quarantine) -> ScoredImage:
+        """What stands for an image no worker survives."""
+        return unscored(rejected, why.reason, why.detail)
+
+    def commit(
+        self, shard: int, fetched: Fetched[ImageToScore], outputs: Sequence[ScoredImage]
+    ) -> ShardReport:
+        """Write the shard's scores and image vectors, in order of key."""
+        scores = [score for image in outputs for score in image.scores]
+        vectors = [image.vector for image in outputs if image.vector is not None]
+        files = [
+            NewFile(
+                role="rows",
+                folder="",
+                suffix=".parquet",
+                payload=to_bytes(table_from(scores, Score)),
+                rows=len(scores),
+            ),
+            NewFile(
+                role="vectors",
+                folder="",
+                suffix=".vectors.parquet",
+                payload=to_bytes(table_from(vectors, ImageVector)),
+                rows=len(vectors),
+            ),
+        ]
+        commit = self.table.commit(
+            shard,
+            files,
+            rows_in=len(scores),
+            kept=sum(score.reason is None for score in scores),
+            dropped=drop_counts(score.reason for score in scores),
+        )
+        return report_of(STAGE, commit)

@@ -1,0 +1,57 @@
+"""Where the web's shards are: the recipe's own tars, or those `download` made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capfilt.config import Recipe
+from capfilt.errors import ShardError
+from capfilt.io.commits import Table
+from capfilt.io.inputs import UrlList, expand_pattern
+from capfilt.stages.tables import Tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebShards:
+    """The shards of the web data: how many, and where each one is."""
+
+    count: int
+    urls: tuple[str, ...]  # empty if they are made by `download`
+    downloads: Table | None
+
+    def locate(self, shard: int) -> str:
+        """The URL of a shard's tar.
+
+        Raises:
+            ShardError: `download` has not made it.
+        """
+        if self.downloads is None:
+            return self.urls[shard]
+        commit = self.downloads.find(shard)
+        if commit is None:
+            raise ShardError("not downloaded yet; run `capfilt download` first")
+        [tar] = [file for file in commit.files if file.role == "shard"]
+        return f"{self.downloads.store.url}/{tar.path}"
+
+
+def web_shards(recipe: Recipe, tables: Tables) -> WebShards:
+    """The shards the recipe's web data has.
+
+    Raises:
+        StorageError: input shards are missing, or the URL list cannot be read.
+    """
+    if recipe.input.shards is not None:
+        urls = tuple(shard.url for shard in expand_pattern(recipe.input.shards))
+        return WebShards(count=len(urls), urls=urls, downloads=None)
+    rows = url_list(recipe).num_rows()
+    count = -(-rows // recipe.download.urls_per_shard)
+    return WebShards(count=count, urls=(), downloads=tables.of("download"))
+
+
+def url_list(recipe: Recipe) -> UrlList:
+    """The recipe's URL list."""
+    download = recipe.download
+    assert download.urls is not None, "only asked for by runs that download"
+    return UrlList(
+        url=download.urls, url_column=download.url_column, text_column=download.text_column
+    )

@@ -1,0 +1,129 @@
+"""Tables and plans on disk: what is refused, what stands beside, what needs no model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from capfilt.errors import CapfiltError, CheckpointError, PlanError, StorageError
+from capfilt.lineage import plan_differences
+from capfilt.local_pool import LocalPool
+from capfilt.stages import caption, select
+from capfilt.stages.shards import funnel_of
+from tests.small_run import IdlePool, SmallRun, files_of, finished
+
+
+def test_a_run_that_is_done_is_not_done_again(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copied_to(tmp_path / "run")
+    before = files_of(run.folder)
+    finished(run, IdlePool())
+    assert files_of(run.folder) == before
+
+
+def test_a_costly_stage_refuses_other_settings_and_shows_the_difference(
+    small_run: SmallRun,
+) -> None:
+    changed = {"caption": {"top_p": 0.5, "prompt": "a photo of "}}
+    with pytest.raises(PlanError) as refused:
+        caption.job(small_run.recipe(**changed), small_run.tables(**changed))
+    lines = str(refused.value).splitlines()
+    assert lines[0].endswith("/round-000/captions: caption ran here with other settings:")
+    assert lines[1:3] == [
+        '  options.prompt: "a picture of " -> "a photo of "',
+        "  options.top_p: 0.9 -> 0.5",
+    ]
+    assert "on_changed_settings: recompute" in lines[3]
+
+
+@pytest.mark.parametrize("sections", [{"seed": 1}, {"caption": {"model": "filter"}}])
+def test_a_refusal_leaves_the_run_as_it_was(
+    small_run: SmallRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sections: dict[str, object],
+) -> None:
+    monkeypatch.chdir(small_run.models)
+    run = small_run.copied_to(tmp_path / "run")
+    before = files_of(run.folder)
+    with pytest.raises(PlanError):
+        finished(run, **sections)
+    assert files_of(run.folder) == before
+
+
+def test_recompute_does_a_costly_stage_again_beside_the_old_results(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    run = small_run.copied_to(tmp_path / "run")
+    before = files_of(run.folder)
+    changed = {"caption": {"max_new_tokens": 2}, "on_changed_settings": "recompute"}
+    caption.run(run.recipe(**changed), run.tables(**changed), LocalPool())
+    after = files_of(run.folder)
+    assert {name: after[name] for name in before} == before
+    assert len(list((run.folder / "round-000" / "captions").iterdir())) == 2
+
+
+def test_a_new_threshold_stands_beside_the_old_one(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copied_to(tmp_path / "run")
+    strict = {"select": {"min_itm_prob": 1.0, "min_itm_prob_synthetic": 1.0}}
+    kept_none = select.run(run.recipe(**strict), run.tables(**strict), LocalPool())
+    kept_all = select.run(run.recipe(), run.tables(), IdlePool())
+    assert (kept_none.kept, kept_all.kept) == (0, 36)
+    assert len(list((run.folder / "round-000" / "verdicts").iterdir())) == 2
+
+
+def test_deciding_again_needs_no_model(small_run: SmallRun, tmp_path: Path) -> None:
+    models = Path(shutil.copytree(small_run.models, tmp_path / "models"))
+    run = replace(small_run.copied_to(tmp_path / "run", without=["captions"]), models=models)
+    finished(run)  # the models have another name now, and the same content
+    shutil.rmtree(models)
+    lenient = {"select": {"policy": "best"}}
+    funnel = select.run(run.recipe(**lenient), run.tables(**lenient), LocalPool())
+    assert funnel.dropped["not_best"] > 0
+
+
+def test_a_model_that_was_never_there_is_named(small_run: SmallRun, tmp_path: Path) -> None:
+    run = replace(small_run, models=tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"none/captioner: no such directory"):
+        run.tables()
+
+
+def test_other_weights_under_the_same_name_are_noticed(small_run: SmallRun, tmp_path: Path) -> None:
+    models = Path(shutil.copytree(small_run.models, tmp_path / "models"))
+    with (models / "filter" / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    old, new = small_run.tables().plans, replace(small_run, models=models).tables().plans
+    assert old["caption"] == new["caption"]
+    [changed] = plan_differences(old["score"].describe(), new["score"].describe())
+    assert changed.startswith("inputs.filter: ")
+
+
+def test_a_stage_asks_for_the_one_before_it(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copied_to(tmp_path / "run", without=["00001.json"])
+    with pytest.raises(CapfiltError, match=r"score: 1 of 2 shards .*first: 1.*run `capfilt score`"):
+        select.run(run.recipe(), run.tables(), LocalPool())
+
+
+def test_a_missing_shard_is_named(small_run: SmallRun, tmp_path: Path) -> None:
+    run = replace(small_run, folder=tmp_path / "run").with_own_web(tmp_path / "web")
+    (run.web / "00001.tar").unlink()
+    with pytest.raises(StorageError, match=r"1 of 2 shards do not exist: \S*/web/00001\.tar$"):
+        run.tables()
+
+
+def test_the_plan_is_stored_beside_its_table(small_run: SmallRun) -> None:
+    tables = small_run.tables()
+    for stage, plan in tables.plans.items():
+        stored = json.loads(tables.of(stage).store.read("plan.json"))
+        assert stored == plan.describe()
+        assert tables.of(stage).store.url.endswith(f"/{plan.folder}")
+
+
+def test_a_funnel_that_loses_rows_is_an_error(small_run: SmallRun) -> None:
+    [first, *_] = small_run.tables().committed("index").values()
+    broken = replace(first, kept=first.kept - 1)
+    with pytest.raises(CapfiltError, match=r"index: .* 1 unaccounted for"):
+        funnel_of("index", [broken], round_=0)

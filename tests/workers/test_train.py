@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capfilt.config import TrainSection
+from capfilt.errors import CapfiltError
+from capfilt.io.images import ImageDecoder, ImageLimits
+from capfilt.workers.batches import SourceImage
+from capfilt.workers.train import Given, Trained, TrainingPair, TrainingSet, TrainWorker
+from tests.small_run import planted_shards
+
+OPTIONS = TrainSection(
+    size="tiny", image_size_px=16, finetune_image_size_px=32, batch_size=2, queue_size=4,
+    pretrain_steps=6, finetune_steps=1, warmup_steps=3, log_every=2,
+)  # fmt: skip
+
+
+def pair(number: int, payload: bytes | None = None) -> TrainingPair:
+    image = planted_shards()[0][number].image
+    assert image is not None
+    payload = image[1] if payload is None else payload
+    source = SourceImage(
+        key=str(number), payload=payload, sha256=hashlib.sha256(payload).hexdigest()
+    )
+    return TrainingPair(image=source, text=f"a red circle {number}")
+
+
+PAIRS = TrainingSet(web=[pair(0), pair(1)], human=[pair(2), pair(3)])
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[ImageDecoder]:
+    with ImageDecoder(ImageLimits()) as decoder:
+        yield decoder
+
+
+def trained(
+    models: Path, decoder: ImageDecoder, pairs: TrainingSet = PAIRS, **options: object
+) -> Trained:
+    worker = TrainWorker(
+        OPTIONS.model_copy(update=options),
+        Given(tokenizer=models / "captioner", start=None),
+        decoder,
+        seed=0,
+        device="cpu",
+    )
+    [result] = worker([pairs])
+    return result
+
+
+@pytest.fixture(scope="module")
+def result(models: Path, decoder: ImageDecoder) -> Trained:
+    return trained(models, decoder)
+
+
+def test_steps_are_logged_as_asked_and_the_last_of_a_phase_always(result: Trained) -> None:
+    logged = [(step.phase, step.step, step.num_samples) for step in result.steps]
+    assert logged == [
+        ("pretrain", 0, 2), ("pretrain", 2, 6), ("pretrain", 4, 10), ("pretrain", 5, 12),
+        ("captioner", 0, 2), ("filter", 0, 2),
+    ]  # fmt: skip
+
+
+def test_every_phase_has_the_losses_it_trains_with(result: Trained) -> None:
+    losses = {
+        s.phase: [s.itc_loss is not None, s.itm_loss is not None, s.lm_loss is not None]
+        for s in result.steps
+    }
+    assert losses == {
+        "pretrain": [True, True, True],
+        "captioner": [False, False, True],
+        "filter": [True, True, False],
+    }
+
+
+def test_the_same_training_gives_the_same_bytes(
+    models: Path, decoder: ImageDecoder, result: Trained
+) -> None:
+    assert trained(models, decoder) == result
+
+
+def test_another_seed_is_another_training(
+    models: Path, decoder: ImageDecoder, result: Trained
+) -> None:
+    other = TrainWorker(
+        OPTIONS, Given(tokenizer=models / "captioner", start=None), decoder, seed=1, device="cpu"
+    )
+    assert other([PAIRS])[0].steps != result.steps
+
+
+def test_a_batch_of_broken_images_ends_the_training(models: Path, decoder: ImageDecoder) -> None:
+    pairs = [pair(0), pair(1, b"no image")]
+    with pytest.raises(CapfiltError, match=r"batch of 2 .* cannot: 1: image_unreadable \("):
+        trained(models, decoder, TrainingSet(web=pairs, human=pairs))
+
+
+def test_a_single_human_pair_is_too_few(models: Path, decoder: ImageDecoder) -> None:
+    with pytest.raises(CapfiltError, match="at least 2 pairs, and there are 1"):
+        trained(models, decoder, TrainingSet(web=PAIRS.web, human=PAIRS.human[:1]))
