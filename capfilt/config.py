@@ -199,6 +199,10 @@ class DedupSection(Section):
     """Vectors of images with close hashes must agree at least this much."""
     min_cosine: float = Field(0.97, ge=-1, le=1.01)
     """Lowest cosine of the filter's image vectors; 1.01 turns this tier off."""
+    max_phash_distance_embedding: int = Field(16, ge=0, le=64)
+    """Most differing bits of the hash between images with close vectors. The vectors know what a
+    picture means: without this bound, two pictures of one kind of scene count as copies. Hashes of
+    unrelated pictures differ in 32 bits, give or take 4. 64 asks nothing."""
 
 
 class PublishSection(Section):
@@ -219,7 +223,7 @@ class TrainSection(Section):
     """As input.text_field, for the human pairs."""
     size: Literal["tiny", "base", "large"] = "base"
     """Architecture: tiny (the miniature's), base (ViT-B/16) or large (ViT-L/16)."""
-    start: str | None = None
+    start: Name | None = None
     """Model directory or hub id whose architecture and vision encoder pre-training starts from, in
     place of `size`; its text side starts anew. The paper's vision encoder comes from ImageNet
     (sec. 4.1). Null: all weights start at random."""
@@ -260,7 +264,8 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _patches_fill_images(self) -> TrainSection:
-        patch = PATCH_SIDE_PX[self.size]
+        # The patches of another model to start from are not known here.
+        patch = PATCH_SIDE_PX[self.size] if self.start is None else 1
         for field in ("image_size_px", "finetune_image_size_px"):
             side = getattr(self, field) or patch
             if side % patch:
@@ -363,6 +368,15 @@ class Recipe(Section):
     """The next models."""
     pool: PoolSection = PoolSection()
     """Where the work is done."""
+
+    @model_validator(mode="after")
+    def _publishes_what_it_trains_on(self) -> Recipe:
+        if self.train.human is not None and not self.publish.webdataset:
+            raise ValueError(
+                "train reads the published tars: set publish.webdataset: true, or leave out "
+                "train.human"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Recipe:

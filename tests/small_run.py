@@ -147,10 +147,10 @@ def write_web(folder: Path) -> None:
     (folder / "human.tar").write_bytes(write_tar(human))
 
 
-def write_models(folder: Path) -> None:
+def write_models(folder: Path, *, vocab_size: int = 120) -> None:
     """Write a captioner and a filter that run in milliseconds: `captioner/` and `filter/`."""
     texts = [pair[2] for pair in write_human_shard("small-run", 40, side_px=8)]
-    tokenizer = Tokenizer.train(texts, vocab_size=120)
+    tokenizer = Tokenizer.train(texts, vocab_size=vocab_size)
     tiny = BlipConfig.tiny(
         vocab_size=tokenizer.vocab_size, image_size_px=32, width=32, text_depth=1
     )

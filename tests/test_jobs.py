@@ -75,13 +75,20 @@ def cluster() -> Iterator[dict[str, str]]:
         wait_for_job_server(environment["RAY_API_SERVER_ADDRESS"])
         yield environment
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+        kill_processes_that_name(folder)
+        head.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_processes_that_name(folder: str) -> None:
+    """Every process of the cluster has its folder on the command line."""
+    for entry in Path("/proc").iterdir():
+        try:
+            named = entry.name.isdigit() and folder.encode() in (entry / "cmdline").read_bytes()
+            if named and int(entry.name) != os.getpid():
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+            continue
 
 
 def wait_for_job_server(address: str) -> None:
@@ -102,13 +109,25 @@ def test_a_run_is_submitted_as_a_job(
     run = SmallRun(folder=tmp_path / "run", web=small_run.web, models=small_run.models)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(run.recipe(pool={"kind": "ray"}).model_dump(mode="json")))
-    job = subprocess.run(
-        [str(ROOT / "jobs" / "submit.sh"), "run", str(recipe)],
-        env=cluster, cwd=tmp_path, capture_output=True, text=True, timeout=JOB_S, check=False,
-    )  # fmt: skip
+    job = submitted(cluster, "run", str(recipe), folder=tmp_path)
     assert job.returncode == 0, job.stdout + job.stderr
     published = small_run.tables().of("publish").store.url
     assert_same_files(Path(published), Path(run.tables().of("publish").store.url))
+
+
+def submitted(
+    cluster: dict[str, str], *command: str, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Submit a job; the server answers before its agent can take one, so ask until it can."""
+    deadline = time.monotonic() + START_S
+    while True:
+        job = subprocess.run(
+            [str(ROOT / "jobs" / "submit.sh"), *command],
+            env=cluster, cwd=folder, capture_output=True, text=True, timeout=JOB_S, check=False,
+        )  # fmt: skip
+        if "No available agent" not in job.stderr + job.stdout or time.monotonic() > deadline:
+            return job
+        time.sleep(1)
 
 
 def assert_same_files(left: Path, right: Path) -> None:

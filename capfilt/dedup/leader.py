@@ -26,6 +26,7 @@ from capfilt.dedup.exact import equality_codes, first_of_equal
 from capfilt.dedup.index import CosineIndex, HammingIndex, cosine_index
 from capfilt.dedup.perceptual import (
     EMBEDDING,
+    HASH_BITS,
     PERCEPTUAL,
     Likeness,
     Links,
@@ -66,7 +67,7 @@ class Duplicates:
         return pa.array(list(TIER_REASONS.values()), pa.string()).take(pa.array(self.tier))
 
 
-def find_duplicates(
+def find_duplicates(  # noqa: PLR0913  # the bounds of three tiers, each set by somebody
     images: pa.Table,
     vectors: Vectors,
     *,
@@ -74,6 +75,7 @@ def find_duplicates(
     max_phash_distance: int,
     min_cosine_perceptual: float,
     min_cosine: float,
+    max_phash_distance_embedding: int = HASH_BITS,
 ) -> Duplicates:
     """Find the near-duplicates among images, and the best image of each to keep.
 
@@ -90,6 +92,8 @@ def find_duplicates(
             nothing.
         min_cosine: lowest cosine of the embedding tier; the bound counts as a duplicate. Above 1
             turns the tier off.
+        max_phash_distance_embedding: most differing bits that images of the embedding tier may
+            have; 64 asks nothing.
 
     Returns:
         One answer per image. A removed image's similarity is at least the threshold of its tier.
@@ -110,6 +114,7 @@ def find_duplicates(
         max_phash_distance=max_phash_distance,
         min_cosine_perceptual=min_cosine_perceptual,
         min_cosine=min_cosine,
+        max_phash_distance_embedding=max_phash_distance_embedding,
     )
     return _expand(cover(likeness), order=order, first=first, leaders=leaders)
 

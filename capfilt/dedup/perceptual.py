@@ -4,10 +4,11 @@ Candidates come from indexes that may err; this file decides. The numbers it dec
 for each pair on its own, so the decision does not depend on the batch the pair was found in:
 
     perceptual   64-bit perceptual hashes differ in few bits, and the vectors agree somewhat
-    embedding    the filter's image vectors agree closely
+    embedding    the filter's image vectors agree closely, and the hashes have something in common
 
 The floor under the perceptual tier is there for flat images (logos, charts, skies): their hashes
-are close although they show different things.
+are close although they show different things. The bound on the embedding tier is there because the
+vectors were taught by texts: two pictures of one kind of scene agree in them, and are not copies.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Likeness:
     max_phash_distance: int  # bits; -1: the tier is off
     min_cosine_perceptual: float
     min_cosine: float  # above 1: the tier is off
+    max_phash_distance_embedding: int = HASH_BITS  # bits; 64 asks nothing
 
     def links(self, left: Positions, right: Positions) -> Links:
         """The near-duplicates among all pairs of one of `left` and one of `right` that ranks below.
@@ -90,6 +92,7 @@ class Likeness:
         close_hash = bits <= self.max_phash_distance
         perceptual = close_hash & (cosine >= np.float32(self.min_cosine_perceptual))
         embedding = cosine >= np.float32(self.min_cosine)
+        embedding &= bits <= self.max_phash_distance_embedding
         from_bits = (1 - bits / np.float32(HASH_BITS)).astype(np.float32)
         links = Links(
             better=better,

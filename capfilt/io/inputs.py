@@ -56,14 +56,29 @@ def expand_pattern(pattern: str) -> list[InputShard]:
     return shards
 
 
-def pattern_digest(pattern: str) -> str:
-    """SHA-256 over the names and sizes of a pattern's shards; folders do not count.
+def shard_urls(pattern: str) -> list[str]:
+    """The shards a pattern names, whether they are there or not; only `*` looks at the store.
 
     Raises:
-        StorageError: as `expand_pattern`.
+        StorageError: the braces do not match, or nothing matches `*`.
     """
-    shards = expand_pattern(pattern)
-    return text_digest([f"{s.url.rsplit('/', 1)[-1]}:{s.num_bytes}" for s in shards])
+    return [
+        url
+        for name in _names(pattern)
+        for url in ([s.url for s in expand_pattern(name)] if "*" in name else [name])
+    ]
+
+
+def pattern_digest(pattern: str) -> str:
+    """SHA-256 over the names of a pattern's shards, folders left out.
+
+    Sizes do not count, so that a damaged shard may be fetched again; `index` records each shard's
+    content, and later stages notice an image that is not the one indexed.
+
+    Raises:
+        StorageError: as `shard_urls`.
+    """
+    return text_digest([url.rsplit("/", 1)[-1] for url in shard_urls(pattern)])
 
 
 def file_digest(url: str) -> str:

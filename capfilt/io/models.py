@@ -67,13 +67,10 @@ def model_digest(directory: Path) -> str:
 
 
 def _copied(url: str) -> Path:
-    target = (
-        Path(tempfile.gettempdir()) / "capfilt-models" / hashlib.sha256(url.encode()).hexdigest()
-    )
     filesystem, path = fsspec.core.url_to_fs(url)
     if not filesystem.exists(f"{path}/config.json"):
         raise CheckpointError(f"{url}: no config.json there; not a model directory")
-    target.mkdir(parents=True, exist_ok=True)
+    target = Path(tempfile.mkdtemp(prefix="capfilt-model-"))
     for source in filesystem.ls(path, detail=False):
         filesystem.get_file(source, str(target / str(source).rsplit("/", 1)[-1]))
     return target

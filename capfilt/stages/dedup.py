@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capfilt.config import DedupSection, Recipe
+from capfilt.dedup.index import limit_threads
 from capfilt.dedup.leader import Duplicates, find_duplicates
 from capfilt.io.commits import NewFile, Table
 from capfilt.io.parquet import arrow_schema, from_bytes, to_bytes
@@ -71,10 +72,12 @@ class DedupWorker:
 
     Args:
         options: thresholds.
+        num_threads: CPU threads of the search; the result does not depend on it.
     """
 
-    def __init__(self, options: DedupSection) -> None:
+    def __init__(self, options: DedupSection, *, num_threads: int) -> None:
         self._options = options
+        limit_threads(num_threads)
 
     def __call__(self, inputs: Sequence[RoundImages]) -> list[pa.Table]:
         """The groups of each round, without texts; see `group_columns`."""
@@ -92,6 +95,7 @@ class DedupWorker:
             max_phash_distance=self._options.max_phash_distance,
             min_cosine_perceptual=self._options.min_cosine_perceptual,
             min_cosine=self._options.min_cosine,
+            max_phash_distance_embedding=self._options.max_phash_distance_embedding,
         )
         return group_columns(row.images, has_text, found)
 
@@ -198,7 +202,7 @@ class DedupJob:
 
     def build_worker(self) -> Worker[RoundImages, pa.Table]:
         """A worker; FAISS is loaded with this module."""
-        return DedupWorker(self.recipe.dedup)
+        return DedupWorker(self.recipe.dedup, num_threads=self.recipe.pool.dedup.threads)
 
     def fetch(self, shard: int) -> Fetched[RoundImages]:
         """The round's readable images and their vectors, shard by shard into columns."""

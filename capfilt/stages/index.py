@@ -15,6 +15,7 @@ from capfilt.config import Recipe
 from capfilt.errors import ShardError
 from capfilt.io.commits import NewFile, Table
 from capfilt.io.images import ImageDecoder, ImageLimits
+from capfilt.io.inputs import expand_pattern
 from capfilt.io.parquet import table_from, to_bytes
 from capfilt.io.rows import LazyRows
 from capfilt.io.shards import ShardFile, open_shard
@@ -48,10 +49,17 @@ def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
 
 
 def job(recipe: Recipe, tables: Tables) -> IndexJob:
-    """The stage's work on one shard."""
+    """The stage's work on one shard.
+
+    Raises:
+        StorageError: input shards are missing, and not all are indexed; names the first few.
+    """
+    shards = web_shards(recipe, tables)
+    if recipe.input.shards is not None and len(tables.committed(STAGE)) < shards.count:
+        expand_pattern(recipe.input.shards)
     return IndexJob(
         recipe=recipe,
-        shards=web_shards(recipe, tables),
+        shards=shards,
         table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
     )
 

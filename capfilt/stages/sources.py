@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from capfilt.config import Recipe
 from capfilt.errors import ShardError
 from capfilt.io.commits import Table
-from capfilt.io.inputs import UrlList, expand_pattern
+from capfilt.io.inputs import UrlList, shard_urls
 from capfilt.stages.tables import Tables
 
 
@@ -35,13 +35,13 @@ class WebShards:
 
 
 def web_shards(recipe: Recipe, tables: Tables) -> WebShards:
-    """The shards the recipe's web data has.
+    """The shards the recipe's web data has; input shards may be out of reach.
 
     Raises:
-        StorageError: input shards are missing, or the URL list cannot be read.
+        StorageError: the pattern is wrong, or the URL list cannot be read.
     """
     if recipe.input.shards is not None:
-        urls = tuple(shard.url for shard in expand_pattern(recipe.input.shards))
+        urls = tuple(shard_urls(recipe.input.shards))
         return WebShards(count=len(urls), urls=urls, downloads=None)
     rows = url_list(recipe).num_rows()
     count = -(-rows // recipe.download.urls_per_shard)

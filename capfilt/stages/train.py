@@ -47,13 +47,7 @@ def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
 
 
 def job(recipe: Recipe, tables: Tables) -> TrainJob:
-    """The stage's work: one piece for the whole round.
-
-    Raises:
-        CapfiltError: what training reads was not published.
-    """
-    if not recipe.publish.webdataset:
-        raise CapfiltError("train reads the published tars: set publish.webdataset: true")
+    """The stage's work: one piece for the whole round."""
     assert recipe.train.human is not None, "only asked for by runs that train"
     published = tables.of("publish")
     commits = tables.committed("publish")

@@ -266,6 +266,17 @@ def test_tiers_can_be_turned_off() -> None:
     assert found.kept.all()
 
 
+@pytest.mark.parametrize(("bits", "num_kept"), [(9, 2), (10, 1), (64, 1)])
+def test_close_vectors_are_no_duplicates_where_hashes_differ_more(bits: int, num_kept: int) -> None:
+    images = table(sha=["a", "b"], phash=[0, 2**10 - 1], side_px=8)
+    found = find_duplicates(
+        images, np.eye(1, 4, dtype=np.float32).repeat(2, axis=0), exact=True,
+        max_phash_distance=MAX_BITS, min_cosine_perceptual=FLOOR, min_cosine=MIN_COSINE,
+        max_phash_distance_embedding=bits,
+    )  # fmt: skip
+    assert int(found.kept.sum()) == num_kept
+
+
 def test_equal_bytes_are_perceptual_duplicates_without_the_exact_tier() -> None:
     images = table(sha=["x"] * 2, phash=[0] * 2, side_px=9)
     found = find(images, np.ones((2, 1), np.float32), exact=False)

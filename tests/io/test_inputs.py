@@ -65,15 +65,16 @@ def test_a_pattern_that_names_no_shards_is_explained(
         expand_pattern(pattern.format(folder=folder))
 
 
-def test_the_digest_of_a_pattern_counts_names_and_sizes_but_not_the_folder(folder: Path) -> None:
+def test_the_digest_of_a_pattern_counts_names_but_neither_folder_nor_size(folder: Path) -> None:
     before = pattern_digest(f"{folder}/{{0..2}}.tar")
     (folder / "moved").mkdir()
     for number in range(3):
         (folder / f"{number}.tar").rename(folder / "moved" / f"{number}.tar")
     assert pattern_digest(f"{folder}/moved/{{0..2}}.tar") == before
     assert pattern_digest(f"{folder}/moved/{{2..0}}.tar") != before
-    (folder / "moved" / "2.tar").write_bytes(b"longer")
-    assert pattern_digest(f"{folder}/moved/{{0..2}}.tar") != before
+    (folder / "moved" / "2.tar").write_bytes(b"fetched again, and longer")
+    assert pattern_digest(f"{folder}/moved/{{0..2}}.tar") == before
+    assert pattern_digest(f"{folder}/moved/{{0..1}}.tar") != before
 
 
 def test_the_digest_of_a_file_is_its_sha256(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -27,9 +28,13 @@ def test_a_directory_is_its_own_local_model(model: Path, monkeypatch: pytest.Mon
     assert local_model("model") == Path("model")
 
 
-def test_a_model_on_a_store_is_copied_here(model: Path) -> None:
+def test_a_model_on_a_store_is_copied_here(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fsspec.filesystem("memory").put(str(model), "/models/", recursive=True)
     copied = local_model("memory://models/model")
+    assert copied.is_relative_to(tmp_path)
     assert model_digest(copied) == model_digest(model)
 
 

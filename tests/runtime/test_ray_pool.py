@@ -131,7 +131,7 @@ def test_a_worker_that_cannot_be_built_ends_the_run_with_its_text(pool: RayPool,
 
 
 def test_a_worker_that_dies_while_built_ends_the_run(pool: RayPool, job: DoublingJob):
-    with pytest.raises(CapfiltError, match="stage first: 2 workers in a row died"):
+    with pytest.raises(CapfiltError, match="stage first: 4 workers in a row died"):
         run(pool, replace(job, on_build="kill"), shards=[0])
 
 

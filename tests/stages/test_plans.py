@@ -24,11 +24,13 @@ RECIPE = check_recipe(
 FIRST_STAGE = {"input": "index"}  # of sections that are not named like their stage
 ONLY_NAMES = {
     *("input.shards", "download.urls", "caption.model", "score.model"),
-    *("train.human", "train.tokenizer"),
+    *("train.human", "train.tokenizer", "train.start"),
 }
 """Fields that say where something is; its content's digest is in the plan instead."""
 WITHOUT_EFFECT = {"download.threads": 1, "input.damaged_shards": "salvage"}
 """Fields under which a shard that is committed at all has the same bytes."""
+REFUSED = {"publish.webdataset"}
+"""Fields of which every other value is refused in a recipe that trains."""
 OTHER_VALUES: dict[str, object] = {
     "download.allowed_hosts": ["localhost:80"],
     "caption.top_k": 50,
@@ -46,7 +48,7 @@ FIELDS = [
     f"{section}.{field}"
     for section in SECTIONS
     for field in getattr(RECIPE, section).__class__.model_fields
-    if f"{section}.{field}" not in {*ONLY_NAMES, *WITHOUT_EFFECT}
+    if f"{section}.{field}" not in {*ONLY_NAMES, *WITHOUT_EFFECT, *REFUSED}
 ]
 
 
@@ -89,6 +91,16 @@ def from_on(first: str) -> set[str]:
 def test_a_field_changes_the_plans_of_its_stage_and_of_those_below(field: str) -> None:
     section = field.partition(".")[0]
     assert changed_stages(changed(field)) == from_on(FIRST_STAGE.get(section, section))
+
+
+def test_publishing_without_tars_changes_the_plan_of_what_is_published() -> None:
+    without = RECIPE.model_copy(update={"train": Recipe.model_fields["train"].default})
+    values = without.model_dump()
+    values["publish"]["webdataset"] = False
+    before, after = (
+        stage_plans(recipe, 0, DIGESTS) for recipe in (without, check_recipe("test", values))
+    )
+    assert {stage for stage in before if before[stage] != after[stage]} == {"publish"}
 
 
 @pytest.mark.parametrize("field", sorted(ONLY_NAMES - {"input.shards"}))
@@ -136,7 +148,7 @@ def test_the_seed_changes_what_is_sampled_and_all_below() -> None:
 @pytest.mark.parametrize(
     ("role", "first"),
     [("web", "download"), ("captioner", "caption"), ("filter", "score"), ("human", "train"),
-     ("tokenizer", "train")],
+     ("tokenizer", "train"), ("start", "train")],
 )  # fmt: skip
 def test_other_content_under_a_name_changes_the_plans_of_its_readers(role: str, first: str) -> None:
     assert changed_stages(RECIPE, replace(DIGESTS, **{role: "other"})) == from_on(first)

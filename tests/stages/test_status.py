@@ -74,10 +74,16 @@ def test_a_run_can_be_looked_at_without_its_web(small_run, tmp_path):
     assert all(status.done for status in statuses)
 
 
-def test_a_web_never_seen_is_an_error(small_run, tmp_path):
+def test_a_web_out_of_reach_is_shown_by_its_pattern(small_run, tmp_path):
     run = SmallRun(folder=tmp_path / "run", web=tmp_path / "none", models=small_run.models)
-    with pytest.raises(StorageError, match="2 of 2 shards do not exist"):
-        run_status(run.recipe())
+    statuses = run_status(run.recipe())
+    assert {(status.funnel.shards, status.shards_total) for status in statuses} == {(0, 2)}
+
+
+def test_a_web_that_only_a_listing_could_count_is_an_error(small_run, tmp_path):
+    run = SmallRun(folder=tmp_path / "run", web=tmp_path, models=small_run.models)
+    with pytest.raises(StorageError, match="1 of 1 shards do not exist"):
+        run_status(run.recipe(input={"shards": f"{tmp_path}/none/*.tar"}))
 
 
 def test_training_is_one_shard_of_the_round(small_run):

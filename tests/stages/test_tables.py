@@ -14,6 +14,7 @@ from capfilt.lineage import plan_differences
 from capfilt.local_pool import LocalPool
 from capfilt.stages import caption, select
 from capfilt.stages.shards import funnel_of
+from capfilt.stages.tables import open_tables
 from tests.small_run import IdlePool, SmallRun, files_of, finished
 
 
@@ -111,7 +112,15 @@ def test_a_missing_shard_is_named(small_run: SmallRun, tmp_path: Path) -> None:
     run = replace(small_run, folder=tmp_path / "run").with_own_web(tmp_path / "web")
     (run.web / "00001.tar").unlink()
     with pytest.raises(StorageError, match=r"1 of 2 shards do not exist: \S*/web/00001\.tar$"):
-        run.tables()
+        finished(run)
+
+
+def test_a_finished_run_is_decided_on_without_its_web(small_run: SmallRun, tmp_path: Path) -> None:
+    run = replace(small_run.copied_to(tmp_path / "run"), web=tmp_path / "gone" / "web")
+    run.web.mkdir(parents=True)
+    recipe = run.recipe(select={"max_text_chars": 20})
+    funnel = select.run(recipe, open_tables(recipe, 0), LocalPool())
+    assert funnel.dropped["text_too_long"] > 0
 
 
 def test_the_plan_is_stored_beside_its_table(small_run: SmallRun) -> None:

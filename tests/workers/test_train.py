@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from capfilt.config import TrainSection
-from capfilt.errors import CapfiltError
+from capfilt.errors import CapfiltError, CheckpointError
 from capfilt.io.images import ImageDecoder, ImageLimits
 from capfilt.workers.batches import SourceImage
 from capfilt.workers.train import Given, Trained, TrainingPair, TrainingSet, TrainWorker
-from tests.small_run import planted_shards
+from tests.small_run import planted_shards, write_models
 
 OPTIONS = TrainSection(
     size="tiny", image_size_px=16, finetune_image_size_px=32, batch_size=2, queue_size=4,
@@ -39,14 +41,17 @@ def decoder() -> Iterator[ImageDecoder]:
 
 
 def trained(
-    models: Path, decoder: ImageDecoder, pairs: TrainingSet = PAIRS, **options: object
+    models: Path,
+    decoder: ImageDecoder,
+    pairs: TrainingSet = PAIRS,
+    *,
+    seed: int = 0,
+    start: Path | None = None,
+    **options: object,
 ) -> Trained:
+    given = Given(tokenizer=models / "captioner", start=start)
     worker = TrainWorker(
-        OPTIONS.model_copy(update=options),
-        Given(tokenizer=models / "captioner", start=None),
-        decoder,
-        seed=0,
-        device="cpu",
+        OPTIONS.model_copy(update=options), given, decoder, seed=seed, device="cpu"
     )
     [result] = worker([pairs])
     return result
@@ -86,10 +91,28 @@ def test_the_same_training_gives_the_same_bytes(
 def test_another_seed_is_another_training(
     models: Path, decoder: ImageDecoder, result: Trained
 ) -> None:
-    other = TrainWorker(
-        OPTIONS, Given(tokenizer=models / "captioner", start=None), decoder, seed=1, device="cpu"
-    )
-    assert other([PAIRS])[0].steps != result.steps
+    assert trained(models, decoder, seed=1).steps != result.steps
+
+
+def test_training_can_start_with_eyes_that_see(models: Path, decoder: ImageDecoder) -> None:
+    start = models / "captioner"
+    still = {"learning_rate": 1e-12, "pretrain_steps": 1, "image_size_px": 32}
+    files = {(f, n): b for f, n, b in trained(models, decoder, start=start, **still).files}
+    before = load((start / "model.safetensors").read_bytes())
+    after = load(files["blip", "model.safetensors"])
+    vision = [name for name in before if name.startswith("vision_model.")]
+    assert vision
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in vision)
+    words = "text_decoder.bert.embeddings.word_embeddings.weight"
+    assert not torch.allclose(after[words], before[words], atol=0.01)
+
+
+def test_a_start_with_another_vocabulary_is_refused(
+    models: Path, decoder: ImageDecoder, tmp_path: Path
+) -> None:
+    write_models(tmp_path, vocab_size=112)
+    with pytest.raises(CheckpointError, match=r"train\.start: .* set train\.tokenizer"):
+        trained(models, decoder, start=tmp_path / "captioner")
 
 
 def test_a_batch_of_broken_images_ends_the_training(models: Path, decoder: ImageDecoder) -> None:

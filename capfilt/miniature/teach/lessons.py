@@ -11,7 +11,7 @@ import io
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import Pool
+from multiprocessing import get_context
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,8 @@ def make_lessons(seed: str, *, num_groups: int, side_px: int, num_processes: int
         num_processes: that draw; no influence on the result.
     """
     asked = [(seed, number, side_px) for number in range(num_groups)]
-    with Pool(num_processes) as pool:
+    # Not forked: a fork of a process whose torch has threads may hang.
+    with get_context("spawn").Pool(num_processes) as pool:
         groups = pool.starmap(_group, asked, chunksize=50)
     return Lessons(
         scenes=[scene for scenes, _ in groups for scene in scenes],
