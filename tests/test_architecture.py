@@ -112,6 +112,22 @@ def test_the_readme_names_every_folder_of_the_pipeline() -> None:
     assert [name for name in packages if f"{name}/" not in readme] == []
 
 
+def test_the_readme_has_a_phrase_for_every_file() -> None:
+    readme = (ROOT / "README.md").read_text()
+    missing = [
+        line
+        for path in sources()
+        if not path.name.startswith("__")
+        and (line := f"  {path.name:<20} {phrase_of(path)}") not in readme
+    ]
+    assert missing == [], "\n".join(missing)
+
+
+def phrase_of(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return docstring.split("\n\n")[0].replace("\n", " ").rstrip(".")
+
+
 def test_imports_work_beside_a_file_called_model(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("raise ImportError('the wrong model')\n")
     program = "import capfilt.config, capfilt_blip.config; print('fine')"

@@ -65,6 +65,8 @@ def cluster() -> Iterator[dict[str, str]]:
     command = [
         "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+        # The default port of the agent may be taken by a cluster of another test.
+        f"--dashboard-agent-listen-port={free_port()}",
         "--object-store-memory=150000000", "--disable-usage-stats",
     ]  # fmt: skip
     head = subprocess.Popen(

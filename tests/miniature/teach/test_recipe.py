@@ -16,6 +16,7 @@ SHORT = Plan(
     num_first_filter_steps=1,
     num_filter_steps=1,
     num_last_filter_steps=1,
+    num_vector_steps=1,
 )
 WEIGHTS = Path(__file__).parents[3] / "capfilt" / "miniature" / "weights"
 
