@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from operator import mul
 from pathlib import Path
 
-from capfilt.miniature.teach.exam import Marks, marks, questions
+from capfilt.miniature.teach.exam import Marks, lookalikes, marks, questions
 from capfilt.miniature.teach.recipe import log_to_stderr, teach
 from capfilt_blip import Captioner, Matcher
 
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.measure:
         teach(options.directory, seed=options.seed)
     _report(measure(options.directory, num_questions=2000))
+    for kind, found in cosines(options.directory, num_pairs=200).items():
+        low, middle, high = (found[int(share * (len(found) - 1))] for share in (0.05, 0.5, 0.95))
+        logger.info("cosine, %s: 5 %% %.3f, median %.3f, 95 %% %.3f", kind, low, middle, high)
 
 
 def measure(directory: Path, *, num_questions: int) -> Marks:
@@ -56,6 +60,23 @@ def measure(directory: Path, *, num_questions: int) -> Marks:
         captions=captions,
         captions_kept=[caption >= _MIN_ITM_PROB for _, caption in probs],
     )
+
+
+def cosines(directory: Path, *, num_pairs: int) -> dict[str, list[float]]:
+    """Compare the filter's image vectors of pictures that look alike.
+
+    Returns:
+        The cosine of each pair of `lookalikes`, in ascending order, by kind.
+    """
+    matcher = Matcher.from_pretrained(directory / "filter")
+    found = {}
+    for kind, pairs in lookalikes("held-out", num_pairs).items():
+        one, other = (
+            [scores.image_vector for scores in matcher.score(images, [[] for _ in images])]
+            for images in zip(*pairs, strict=True)
+        )
+        found[kind] = sorted(sum(map(mul, a, b)) for a, b in zip(one, other, strict=True))
+    return found
 
 
 def _report(found: Marks) -> None:

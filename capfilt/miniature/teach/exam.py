@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from capfilt.miniature.alt_texts import AltKind, alt_text
 from capfilt.miniature.distort import Edit, Encoding, Picture, picture_bytes
 from capfilt.miniature.measure import Quality, TruthShare, filter_quality
 from capfilt.miniature.truth import is_true
-from capfilt.miniature.world import Scene, sample_scene
+from capfilt.miniature.world import Scene, mirrored, sample_scene, siblings
 
 _SIDES_PX = (96, 128, 160, 192, 224, 256)
 _EDITS = tuple(edit for edit in Edit if edit is not Edit.MIRRORED)
@@ -96,6 +97,34 @@ def marks(
     )
 
 
+def lookalikes(seed: str, num: int) -> dict[str, list[tuple[Image.Image, Image.Image]]]:
+    """Draw pairs of pictures: a picture and its copy, for each edit, or one that is no copy.
+
+    Returns:
+        `num` pairs for each edit, and of "sibling" (one thing differs) and "other"; of "mirrored"
+        as many as show another scene than the picture.
+    """
+    rng = random.Random(f"lookalikes/{seed}")
+    pairs: dict[str, list[tuple[Image.Image, Image.Image]]] = defaultdict(list)
+    for _ in range(num):
+        scene = sample_scene(rng)
+        picture = _image(Picture(drawn=scene, side_px=160))
+        for edit in Edit:
+            if edit is not Edit.MIRRORED or mirrored(scene).things != scene.things:
+                copy = Picture(drawn=scene, side_px=160, edit=edit, encoding=Encoding.ROUGH_JPEG)
+                pairs[edit].append((picture, _image(copy)))
+        for name, drawn in (
+            ("sibling", rng.choice(siblings(scene, rng))),
+            ("other", sample_scene(rng)),
+        ):
+            pairs[name].append((picture, _image(Picture(drawn=drawn, side_px=160))))
+    return pairs
+
+
+def _image(picture: Picture) -> Image.Image:
+    return Image.open(io.BytesIO(picture_bytes(picture))).convert("RGB")
+
+
 def _question(rng: random.Random) -> Question:
     scene = sample_scene(rng)
     picture = Picture(
@@ -107,5 +136,6 @@ def _question(rng: random.Random) -> Question:
     kind = AltKind.TRUE
     if rng.random() < 0.5:
         [kind] = rng.choices(list(_FALSE_SHARES), list(_FALSE_SHARES.values()))
-    image = Image.open(io.BytesIO(picture_bytes(picture))).convert("RGB")
-    return Question(scene=scene, image=image, text=alt_text(kind, scene, rng) or "", kind=kind)
+    return Question(
+        scene=scene, image=_image(picture), text=alt_text(kind, scene, rng) or "", kind=kind
+    )

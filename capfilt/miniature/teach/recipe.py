@@ -19,6 +19,7 @@ import torch
 from capfilt.miniature.teach.batches import Style, filter_batches, true_batches
 from capfilt.miniature.teach.lessons import Lessons, corpus, make_lessons
 from capfilt.miniature.teach.sight import SIDE_PX, new_blip, teach_sight
+from capfilt.miniature.teach.vectors import teach_vectors
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.checkpoint import load_blip, save_blip, save_captioner, save_matcher
 from capfilt_blip.tokenizer import Tokenizer
@@ -59,6 +60,8 @@ class Plan:
     """ITC and ITM of all pictures."""
     num_last_filter_steps: int = 1_500
     """The same, most texts being full descriptions."""
+    num_vector_steps: int = 6_000
+    """Image vectors, for dedup."""
     peak_learning_rate: float = 7e-4
     """Of all but sight; at twice as much the text side did not learn to look at the picture."""
 
@@ -169,6 +172,7 @@ def _teach_filter(lessons: Lessons, out_dir: Path, seed: int, plan: Plan) -> Non
         batches = filter_batches(lessons, num_batches=num_steps, style=style, rng=rng)
         metrics = finetune_matcher(matcher, batches, tokenizer=tokenizer, settings=settings)
         _log(metrics, what=f"filter, {style}")
+    teach_vectors(matcher, lessons, tokenizer=tokenizer, num_steps=plan.num_vector_steps, rng=rng)
     _correct_prior(matcher)
     save_matcher(out_dir / "filter", model=matcher, tokenizer=tokenizer, dtype=torch.float16)
 

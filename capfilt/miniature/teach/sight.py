@@ -62,8 +62,8 @@ def teach_sight(
     """Train a vision transformer from labels, in place.
 
     Each patch token says what stands in its cell; the class token says what stands in all of them,
-    and the background. From ITC alone it learnt colours and kinds but no places in 3,000 steps, and
-    then a picture and its mirror image have the same vector. The heads are thrown away.
+    and the background. From ITC alone the class token learnt no places in 3,000 steps. The heads
+    are thrown away.
     """
     cells, backgrounds = _labels(lessons.scenes)
     width = vision.config.width
