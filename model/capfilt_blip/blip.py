@@ -1,8 +1,10 @@
-"""BLIP: the model that is pre-trained, and the two models that are finetuned from it.
+"""BLIP: the model that is pre-trained, and the two models of CapFilt that are finetuned from it.
 
     Blip            vision + text decoder + text encoder, tied as in pre-training
     BlipCaptioner   vision + text decoder             writes synthetic texts (T_s)
     BlipMatcher     vision + text encoder             scores texts: ITM and ITC
+
+`vqa`, `nlvr` and `grounding` hold the models of the other tasks.
 
 Captioner and matcher never share weights: finetuned apart they make independent mistakes, which is
 what makes filtering work (arXiv:2201.12086, table 4).
@@ -20,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capfilt_blip.attention import Memory
 from capfilt_blip.config import BlipConfig
-from capfilt_blip.text import ImageKV, LanguageModelHead, TextStack
+from capfilt_blip.text import LanguageModelHead, TextStack
 from capfilt_blip.vision import VisionTransformer, resize_positions
 
 
@@ -46,12 +49,12 @@ class BlipCaptioner(nn.Module):
         Returns:
             (B, L, V) logits; position l predicts token l + 1.
         """
-        image_kv = self.text_decoder.project_image(self.vision(pixels))
-        return self.lm_logits(token_ids, mask, image_kv)
+        memory = self.text_decoder.project_memory(self.vision(pixels))
+        return self.lm_logits(token_ids, mask, memory)
 
-    def lm_logits(self, token_ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
-        """Do what `forward` does, with images that `text_decoder.project_image` has seen."""
-        return self.token_logits(self.text_decoder.decode(token_ids, mask, image_kv))
+    def lm_logits(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+        """Do what `forward` does, with images that `text_decoder.project_memory` has seen."""
+        return self.token_logits(self.text_decoder.decode(token_ids, mask, memory))
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states of the decoder, (..., D), to logits, (..., V)."""
@@ -71,18 +74,18 @@ class BlipMatcher(nn.Module):
         self.text_proj = nn.Linear(config.text.width, config.shared_width)
         self.itm_head = nn.Linear(config.text.width, 2)
 
-    def itm_logits(self, token_ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
+    def itm_logits(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
         """Judge whether texts describe their images.
 
         Args:
             token_ids: (B, L) int64, [ENC] first; the texts of one image follow each other.
             mask: (B, L) bool, True where a token is real.
-            image_kv: of I images, from `text_encoder.project_image`.
+            memory: of I images, from `text_encoder.project_memory`.
 
         Returns:
             (B, 2) logits; index 1 says that the text matches.
         """
-        logits: Tensor = self.itm_head(self.text_encoder.fuse(token_ids, mask, image_kv)[:, 0])
+        logits: Tensor = self.itm_head(self.text_encoder.fuse(token_ids, mask, memory)[:, 0])
         return logits
 
     def image_vectors(self, image_embeds: Tensor) -> Tensor:

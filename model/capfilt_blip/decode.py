@@ -1,19 +1,35 @@
 """Writing captions: the loop from a prompt to [SEP], for all rows of a batch at once.
 
-Letters: B captions, I images (caption b describes image b // (B / I)), P image tokens,
-T tokens generated, V vocabulary.
+What is written may also be an answer: anything a decoder says about a memory.
+
+Letters: B texts, I memories (text b is about memory b // (B / I)), D width, T tokens generated,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from capfilt_blip.blip import BlipCaptioner
+from capfilt_blip.attention import Memory
+from capfilt_blip.config import BlipConfig
 from capfilt_blip.sampling import Sampling, sample
+from capfilt_blip.text import TextStack
+
+
+class Writer(Protocol):
+    """A model that writes: `BlipCaptioner` writes captions, `BlipVqa` answers."""
+
+    config: BlipConfig
+    text_decoder: TextStack
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states of the decoder, (..., D), to logits, (..., V)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,46 +67,46 @@ class Generated:
 
 
 def generate_greedy(
-    captioner: BlipCaptioner, image_embeds: Tensor, *, prompt_ids: Sequence[int], limits: Limits
+    writer: Writer, memory: Memory, *, prompt_ids: Sequence[int], limits: Limits
 ) -> Generated:
-    """Write the caption of each image that takes the likeliest token at every step.
+    """Write the text about each memory that takes the likeliest token at every step.
 
     Args:
-        captioner: in eval mode.
-        image_embeds: (I, P, width of the image tokens).
-        prompt_ids: what each caption starts with, [DEC] first.
-        limits: on the captions.
+        writer: in eval mode.
+        memory: I memories, of the writer's `text_decoder.project_memory`.
+        prompt_ids: what each text starts with, [DEC] first.
+        limits: on the texts.
     """
-    prompts = torch.tensor(prompt_ids).repeat(len(image_embeds), 1)
-    return _generate(captioner, image_embeds, prompts, limits=limits, choose=_likeliest)
+    prompts = torch.tensor(prompt_ids).repeat(len(memory), 1)
+    return _generate(writer, memory, prompts, limits=limits, choose=_likeliest)
 
 
 def generate_sampled(
-    captioner: BlipCaptioner,
-    image_embeds: Tensor,
+    writer: Writer,
+    memory: Memory,
     *,
     prompt_ids: Sequence[int],
     row_keys: Sequence[int],
     limits: Limits,
     sampling: Sampling,
 ) -> Generated:
-    """Draw captions, B / I of each image.
+    """Draw texts, B / I about each memory.
 
     Args:
-        captioner: in eval mode.
-        image_embeds: (I, P, width of the image tokens).
-        prompt_ids: what each caption starts with, [DEC] first.
-        row_keys: B numbers, of `sampling.row_key`; the captions of one image follow each other.
-        limits: on the captions.
+        writer: in eval mode.
+        memory: I memories, of the writer's `text_decoder.project_memory`.
+        prompt_ids: what each text starts with, [DEC] first.
+        row_keys: B numbers, of `sampling.row_key`; the texts about one memory follow each other.
+        limits: on the texts.
         sampling: the distribution that tokens are drawn from.
     """
-    keys = torch.tensor(row_keys, dtype=torch.int64, device=image_embeds.device)
+    keys = torch.tensor(row_keys, dtype=torch.int64, device=memory.device)
 
     def draw(logits: Tensor, step: int) -> Tensor:
         return sample(logits, row_keys=keys, step=step, sampling=sampling)
 
     prompts = torch.tensor(prompt_ids).repeat(len(row_keys), 1)
-    return _generate(captioner, image_embeds, prompts, limits=limits, choose=draw)
+    return _generate(writer, memory, prompts, limits=limits, choose=draw)
 
 
 def _likeliest(logits: Tensor, step: int) -> Tensor:
@@ -99,30 +115,29 @@ def _likeliest(logits: Tensor, step: int) -> Tensor:
 
 @torch.inference_mode()
 def _generate(
-    captioner: BlipCaptioner,
-    image_embeds: Tensor,
+    writer: Writer,
+    memory: Memory,
     prompts: Tensor,
     *,
     limits: Limits,
     choose: Callable[[Tensor, int], Tensor],
 ) -> Generated:
     """Run the loop; `choose` maps (B, V) logits and the step's number to (B,) token ids."""
-    config, decoder = captioner.config, captioner.text_decoder
+    config, decoder = writer.config, writer.text_decoder
     num_texts, start = prompts.shape
     room = _checked_room(start + limits.max_new_tokens, max_positions=config.text.max_positions)
-    image_kv = decoder.project_image(image_embeds)
     cache = decoder.new_cache(num_texts=num_texts, num_tokens=room)
-    prompts = prompts.to(image_embeds.device)
+    prompts = prompts.to(memory.device)
     tokens = prompts.new_full((num_texts, room), config.pad_token_id)
     tokens[:, :start] = prompts
     num_tokens = prompts.new_zeros(num_texts)
-    logprobs = torch.zeros(num_texts, device=image_embeds.device)
+    logprobs = torch.zeros(num_texts, device=memory.device)
     unfinished = prompts.new_ones(num_texts, dtype=torch.bool)
 
-    hidden = decoder.step(prompts, position=0, cache=cache, image_kv=image_kv)
+    hidden = decoder.step(prompts, position=0, cache=cache, memory=memory)
     for step in range(limits.max_new_tokens):
         end = start + step
-        logits = captioner.token_logits(hidden).float()  # (B, V)
+        logits = writer.token_logits(hidden).float()  # (B, V)
         allowed = _penalised(logits, tokens[:, :end], penalty=limits.repetition_penalty)
         if step < limits.min_new_tokens:
             allowed[:, config.sep_token_id] = -torch.inf
@@ -134,7 +149,7 @@ def _generate(
         unfinished &= chosen != config.sep_token_id
         if not unfinished.any():
             break
-        hidden = decoder.step(tokens[:, end, None], position=end, cache=cache, image_kv=image_kv)
+        hidden = decoder.step(tokens[:, end, None], position=end, cache=cache, memory=memory)
     return Generated(
         token_ids=tokens[:, start : end + 1].cpu(),
         num_tokens=num_tokens.cpu(),

@@ -5,8 +5,9 @@
     decode   image-grounded decoder    a token sees itself and those before, and the image
     step     the same, a few tokens at a time, with what came before in a cache
 
-Attention to the image needs its keys and values, which depend on the image alone: `project_image`
-computes them once, for all texts of the image and for all steps of a caption.
+Attention to the image needs its keys and values, which depend on the image alone: `project_memory`
+computes them once, for all texts of the image and for all steps of a caption. What is read need not
+be an image: the answer decoder of VQA reads questions.
 
 Letters: B texts, I images (B is a multiple of I: text b reads image b // (B / I)), P image tokens,
 L text tokens, D width, H heads, V vocabulary.
@@ -14,19 +15,15 @@ L text tokens, D width, H heads, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capfilt_blip.attention import KV, Attention, FeedForward, Memory
 from capfilt_blip.config import TextConfig
-
-KV: TypeAlias = tuple[Tensor, Tensor]
-"""Keys and values of what one layer attends to, each (I, H, M, D/H)."""
-
-ImageKV: TypeAlias = list[KV]
-"""Keys and values of the images for each layer."""
+from capfilt_blip.recompute import layer_calls
 
 
 class TextStack(nn.Module):
@@ -37,7 +34,8 @@ class TextStack(nn.Module):
         self.config = config
         self.embeddings = TextEmbeddings(config)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.depth))
-        self.apply(_initialise)
+        self.num_recomputed = 0  # see `recompute_activations`
+        self.apply(initialise_text)
 
     def twin(self) -> TextStack:
         """Return a stack that shares every parameter with this one, but has its own self-attention.
@@ -52,13 +50,15 @@ class TextStack(nn.Module):
             own.feed_forward = shared.feed_forward
         return twin
 
-    def project_image(self, image_embeds: Tensor) -> ImageKV:
+    def project_memory(self, embeds: Tensor, *, mask: Tensor | None = None) -> Memory:
         """Compute what cross-attention needs of the images, once for all texts and steps.
 
         Args:
-            image_embeds: (I, P, width of the image tokens), from the vision transformer.
+            embeds: (I, P, width of the image tokens), from the vision transformer.
+            mask: (I, P) bool, True where a token is real; None if all are.
         """
-        return [layer.cross_attention.project(image_embeds) for layer in self._text_layers()]
+        layers = [layer.cross_attention.project(embeds) for layer in self._text_layers()]
+        return Memory(layers=layers, mask=mask)
 
     def encode(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Read texts on their own.
@@ -70,28 +70,41 @@ class TextStack(nn.Module):
         Returns:
             (B, L, D).
         """
-        return self._read(token_ids, mask[:, None, None, :], image_kv=None)
+        return self._read(self.embeddings(token_ids), mask[:, None, None, :], memory=None)
 
-    def fuse(self, token_ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
+    def fuse(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
         """Read texts together with their images.
 
         Args:
             token_ids: (B, L) int64, [ENC] first: it is the position that the ITM head reads.
             mask: (B, L) bool, True where a token is real.
-            image_kv: of I images; the texts of one image follow each other.
+            memory: of I images; the texts of one image follow each other.
 
         Returns:
             (B, L, D).
         """
-        return self._read(token_ids, mask[:, None, None, :], image_kv=image_kv)
+        return self.fuse_embedded(self.embeddings(token_ids), mask, memory)
 
-    def decode(self, token_ids: Tensor, mask: Tensor, image_kv: ImageKV) -> Tensor:
+    def fuse_embedded(self, hidden: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+        """Do what `fuse` does with texts that another stack has read already.
+
+        Args:
+            hidden: (B, L, D), taken as they are in place of embeddings.
+            mask: (B, L) bool.
+            memory: as of `fuse`.
+
+        Returns:
+            (B, L, D).
+        """
+        return self._read(hidden, mask[:, None, None, :], memory=memory)
+
+    def decode(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
         """Read texts from left to right, given their images; position l predicts token l + 1.
 
         Args:
             token_ids: (B, L) int64, [DEC] first.
             mask: (B, L) bool, True where a token is real.
-            image_kv: of I images; the texts of one image follow each other.
+            memory: of I images; the texts of one image follow each other.
 
         Returns:
             (B, L, D).
@@ -102,7 +115,7 @@ class TextStack(nn.Module):
         visible = (square.tril() & mask[:, None, :]) | torch.eye(
             L, dtype=torch.bool, device=mask.device
         )
-        return self._read(token_ids, visible[:, None], image_kv=image_kv)
+        return self._read(self.embeddings(token_ids), visible[:, None], memory=memory)
 
     def new_cache(self, *, num_texts: int, num_tokens: int) -> Tensor:
         """Return an empty cache for `step`, with room for `num_tokens` tokens of each text.
@@ -115,7 +128,7 @@ class TextStack(nn.Module):
         shape = (self.config.depth, 2, num_texts, heads, num_tokens, width // heads)
         return self.embeddings.words.weight.new_zeros(shape)
 
-    def step(self, token_ids: Tensor, *, position: int, cache: Tensor, image_kv: ImageKV) -> Tensor:
+    def step(self, token_ids: Tensor, *, position: int, cache: Tensor, memory: Memory) -> Tensor:
         """Read the next tokens as `decode` does, without reading again what came before.
 
         For inference: no gradients flow through the cache.
@@ -124,24 +137,26 @@ class TextStack(nn.Module):
             token_ids: (B, L) int64 without padding: a whole prompt at position 0, else one token.
             position: how many tokens of each text the cache holds already.
             cache: from `new_cache`; what these tokens add is written into it.
-            image_kv: of I images; the texts of one image follow each other.
+            memory: of I images; the texts of one image follow each other.
 
         Returns:
             (B, D), the hidden state of the last token given.
         """
         assert position == 0 or token_ids.shape[1] == 1, "only a prompt may hold several tokens"
         hidden: Tensor = self.embeddings(token_ids, position=position)
-        layers = zip(self._text_layers(), cache, image_kv, strict=True)
-        for layer, layer_cache, image in layers:
-            hidden = layer.step(hidden, position=position, cache=layer_cache, image=image)
+        layers = zip(self._text_layers(), cache, memory.layers, strict=True)
+        for layer, layer_cache, kv in layers:
+            hidden = layer.step(
+                hidden, position=position, cache=layer_cache, kv=kv, kv_visible=memory.visible
+            )
         return hidden[:, -1]
 
-    def _read(self, token_ids: Tensor, visible: Tensor, *, image_kv: ImageKV | None) -> Tensor:
-        hidden: Tensor = self.embeddings(token_ids)
-        for index, layer in enumerate(self.layers):
-            hidden = layer(
-                hidden, visible=visible, image=None if image_kv is None else image_kv[index]
-            )
+    def _read(self, hidden: Tensor, visible: Tensor, *, memory: Memory | None) -> Tensor:
+        kvs = [None] * len(self.layers) if memory is None else memory.layers
+        kv_visible = None if memory is None else memory.visible
+        calls = layer_calls(self.layers, num_recomputed=self.num_recomputed, training=self.training)
+        for call, kv in zip(calls, kvs, strict=True):
+            hidden = call(hidden, visible=visible, kv=kv, kv_visible=kv_visible)
         return hidden
 
     def _text_layers(self) -> list[TextLayer]:
@@ -174,109 +189,45 @@ class TextLayer(nn.Module):
         self.cross_attention = Attention(config, memory_width=config.image_width)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, hidden: Tensor, *, visible: Tensor, image: KV | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, *, visible: Tensor, kv: KV | None, kv_visible: Tensor | None
+    ) -> Tensor:
         """Map (B, L, D) to (B, L, D).
 
         Args:
             hidden: (B, L, D).
             visible: bool, broadcastable to (B, H, L, L): True where the row may see the column.
-            image: this layer's keys and values of the images; None leaves cross-attention out.
+            kv: this layer's keys and values of the images; None leaves cross-attention out.
+            kv_visible: (I, 1, 1, P) bool, which of these may be seen; None is all.
         """
         hidden = self.self_attention(
             hidden, kv=self.self_attention.project(hidden), visible=visible
         )
-        if image is not None:
-            hidden = self.cross_attention(hidden, kv=image)
+        if kv is not None:
+            hidden = self.cross_attention(hidden, kv=kv, visible=kv_visible)
         out: Tensor = self.feed_forward(hidden)
         return out
 
-    def step(self, hidden: Tensor, *, position: int, cache: Tensor, image: KV) -> Tensor:
+    def step(
+        self, hidden: Tensor, *, position: int, cache: Tensor, kv: KV, kv_visible: Tensor | None
+    ) -> Tensor:
         """Map (B, L, D), the tokens from `position` on, to (B, L, D).
 
         Args:
             hidden: (B, L, D), L > 1 only at position 0.
             position: tokens that the cache holds already.
             cache: (2, B, H, room, D/H), keys and values; those of these tokens are written into it.
-            image: this layer's keys and values of the images.
+            kv: this layer's keys and values of the images.
+            kv_visible: (I, 1, 1, P) bool, which of these may be seen; None is all.
         """
         L = hidden.shape[1]
         seen = cache[:, :, :, : position + L]
         seen[0, :, :, position:], seen[1, :, :, position:] = self.self_attention.project(hidden)
         visible = hidden.new_ones(L, L, dtype=torch.bool).tril() if L > 1 else None
         hidden = self.self_attention(hidden, kv=(seen[0], seen[1]), visible=visible)
-        out: Tensor = self.feed_forward(self.cross_attention(hidden, kv=image))
+        hidden = self.cross_attention(hidden, kv=kv, visible=kv_visible)
+        out: Tensor = self.feed_forward(hidden)
         return out
-
-
-class Attention(nn.Module):
-    """Multi-head attention of text tokens to a memory: the text itself, or its image."""
-
-    def __init__(self, config: TextConfig, *, memory_width: int) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.dropout = config.dropout
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(memory_width, config.width)
-        self.value = nn.Linear(memory_width, config.width)
-        self.out = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-
-    def project(self, memory: Tensor) -> KV:
-        """Map a memory, (I, M, Dm), to its keys and values, each (I, H, M, D/H)."""
-        return self._by_head(self.key(memory)), self._by_head(self.value(memory))
-
-    def forward(self, hidden: Tensor, *, kv: KV, visible: Tensor | None = None) -> Tensor:
-        """Map (B, L, D) to (B, L, D).
-
-        Where B texts read I images, the texts of one image become one long text for the time of
-        the attention: no token sees another text here, and keys and values are not copied.
-
-        Args:
-            hidden: (B, L, D).
-            kv: keys and values, each (I, H, M, D/H); B is a multiple of I.
-            visible: bool, broadcastable to (I, H, B / I * L, M); None is all.
-        """
-        B, L, D = hidden.shape
-        query = self._by_head(self.query(hidden).view(len(kv[0]), -1, D))  # (I, H, B / I * L, D/H)
-        mixed = self._attend(query, kv, visible=visible)
-        mixed = self.out(mixed.transpose(1, 2).reshape(B, L, D))
-        normed: Tensor = self.norm(hidden + F.dropout(mixed, self.dropout, self.training))
-        return normed
-
-    def _attend(self, query: Tensor, kv: KV, *, visible: Tensor | None) -> Tensor:
-        num_queries = query.shape[2]
-        # Filler rows. With fewer queries torch's CPU kernel gives each thread a buffer that may
-        # start off a cache line, and MKL rounds by alignment: then a text's last bits would depend
-        # on which thread it falls to, that is on its place in the batch.
-        missing = -num_queries % 16 if query.is_cpu and num_queries < 32 else 0
-        query = F.pad(query, (0, 0, 0, missing))
-        if visible is not None and visible.shape[-2] > 1:
-            visible = F.pad(visible, (0, 0, 0, missing), value=True)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, *kv, attn_mask=visible, dropout_p=dropout)
-        return mixed[:, :, :num_queries]
-
-    def _by_head(self, tokens: Tensor) -> Tensor:
-        num_rows, num_tokens, width = tokens.shape
-        split = tokens.view(num_rows, num_tokens, self.num_heads, width // self.num_heads)
-        return split.transpose(1, 2)  # (B, H, L, D/H)
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with an exact GELU between them, added and normalised."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.width, config.mlp_width)
-        self.down = nn.Linear(config.mlp_width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.dropout = config.dropout
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (B, L, D) to (B, L, D)."""
-        residual = F.dropout(self.down(F.gelu(self.up(hidden))), self.dropout, self.training)
-        normed: Tensor = self.norm(hidden + residual)
-        return normed
 
 
 class LanguageModelHead(nn.Module):
@@ -287,7 +238,7 @@ class LanguageModelHead(nn.Module):
         self.dense = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.apply(_initialise)
+        self.apply(initialise_text)
 
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Score the whole vocabulary at each position.
@@ -302,8 +253,8 @@ class LanguageModelHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
 
 
-def _initialise(module: nn.Module) -> None:
-    # As in BERT: normal of 0.02, biases 0, LayerNorm 1 and 0.
+def initialise_text(module: nn.Module) -> None:
+    """Give one module BERT's first weights: normal of 0.02, biases 0; LayerNorm keeps 1 and 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capfilt_blip.config import VisionConfig
+from capfilt_blip.recompute import layer_calls
 
 
 class VisionTransformer(nn.Module):
@@ -28,6 +29,7 @@ class VisionTransformer(nn.Module):
         drop_paths = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.layers = nn.ModuleList(VisionLayer(config, drop_path=p) for p in drop_paths)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.num_recomputed = 0  # see `recompute_activations`
         self._initialise()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -44,8 +46,9 @@ class VisionTransformer(nn.Module):
         )  # (B, P - 1, D)
         class_token = self.class_token.expand(len(tokens), -1, -1)
         tokens = torch.cat([class_token, tokens], dim=1) + self.positions
-        for layer in self.layers:
-            tokens = layer(tokens)
+        calls = layer_calls(self.layers, num_recomputed=self.num_recomputed, training=self.training)
+        for call in calls:
+            tokens = call(tokens)
         normed: Tensor = self.norm(tokens)
         return normed
 

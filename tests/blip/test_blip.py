@@ -53,7 +53,7 @@ def test_gradients_of_encoder_and_decoder_add_up_in_the_shared_weights(blip: Bli
     shared = blip.text_decoder.layers[0].feed_forward.up.weight
     captioning, matching = blip.captioning(), blip.matching()
     lm = captioning(pixels, ids, mask).square().mean()
-    kv = blip.text_encoder.project_image(blip.vision(pixels))
+    kv = blip.text_encoder.project_memory(blip.vision(pixels))
     itm = matching.itm_logits(ids, mask, kv).square().mean()
     apart = [torch.autograd.grad(loss, shared, retain_graph=True)[0] for loss in (lm, itm)]
     (lm + itm).backward()
@@ -64,7 +64,7 @@ def test_a_gradient_reaches_every_weight(blip: Blip) -> None:
     pixels, ids, mask = batch(blip.config, first=blip.config.bos_token_id)
     captioning, matching = blip.captioning(), blip.matching()
     embeds = blip.vision(pixels)
-    kv = blip.text_encoder.project_image(embeds)
+    kv = blip.text_encoder.project_memory(embeds)
     itc = matching.image_vectors(embeds) @ matching.text_vectors(ids, mask).T / blip.temp
     losses = (
         captioning.lm_logits(ids, mask, kv).sin(),
@@ -82,8 +82,8 @@ def test_a_finetuned_model_is_a_copy_and_a_view_is_not(blip: Blip) -> None:
     pixels, ids, mask = batch(blip.config, first=blip.config.enc_token_id)
     with torch.no_grad():
         view = blip.matching()
-        expected = view.itm_logits(ids, mask, view.text_encoder.project_image(view.vision(pixels)))
-        kv = copied.text_encoder.project_image(copied.vision(pixels))
+        expected = view.itm_logits(ids, mask, view.text_encoder.project_memory(view.vision(pixels)))
+        kv = copied.text_encoder.project_memory(copied.vision(pixels))
         assert torch.equal(copied.itm_logits(ids, mask, kv), expected)
 
 

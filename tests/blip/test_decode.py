@@ -23,7 +23,7 @@ def prompt_of(captioner: BlipCaptioner) -> list[int]:
 def sampled(captioner: BlipCaptioner, images: Tensor, **limits: float) -> Generated:
     return generate_sampled(
         captioner,
-        images,
+        captioner.text_decoder.project_memory(images),
         prompt_ids=prompt_of(captioner),
         row_keys=range(2 * len(images)),
         limits=Limits(**{"max_new_tokens": 8, **limits}),
@@ -37,9 +37,9 @@ def test_greedy_equals_reading_the_whole_text_again_for_each_token(
 ) -> None:
     images = embeds()
     limits = Limits(min_new_tokens=0, max_new_tokens=6)
-    found = generate_greedy(captioner, images, prompt_ids=prompt_of(captioner), limits=limits)
+    kv = captioner.text_decoder.project_memory(images)
+    found = generate_greedy(captioner, kv, prompt_ids=prompt_of(captioner), limits=limits)
     ids = torch.tensor(prompt_of(captioner)).repeat(3, 1)
-    kv = captioner.text_decoder.project_image(images)
     for _ in range(6):
         logits = captioner.lm_logits(ids, torch.ones_like(ids, dtype=torch.bool), kv)[:, -1]
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
@@ -53,7 +53,7 @@ def test_a_logprob_is_that_of_the_unchanged_model(captioner: BlipCaptioner) -> N
     captioner.lm_head.bias.data[SEP] += 5
     found = sampled(captioner, images, repetition_penalty=1.5, max_new_tokens=20)
     assert found.num_tokens.unique().numel() > 1  # some caption ended before another
-    kv = captioner.text_decoder.project_image(images)
+    kv = captioner.text_decoder.project_memory(images)
     ids = torch.cat([torch.tensor(prompt_of(captioner)).repeat(6, 1), found.token_ids], 1)
     logits = captioner.lm_logits(ids, torch.ones_like(ids, dtype=torch.bool), kv)
     of_tokens = logits.log_softmax(-1)[:, 2:-1].gather(2, found.token_ids[:, :, None])[:, :, 0]
@@ -92,7 +92,8 @@ def test_a_high_repetition_penalty_repeats_no_token(captioner: BlipCaptioner) ->
     captioner.lm_head.bias.data[:] = 50  # all logits positive: a penalty divides them
     limits = Limits(max_new_tokens=8, repetition_penalty=1e6)
     prompt = prompt_of(captioner)
-    found = generate_greedy(captioner, embeds(), prompt_ids=prompt, limits=limits)
+    memory = captioner.text_decoder.project_memory(embeds())
+    found = generate_greedy(captioner, memory, prompt_ids=prompt, limits=limits)
     for ids, count in zip(found.token_ids, found.num_tokens, strict=True):
         used = prompt + ids[:count].tolist()
         assert len(set(used)) == len(used)

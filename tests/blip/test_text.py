@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from capfilt_blip.attention import Attention
 from capfilt_blip.config import TextConfig
-from capfilt_blip.text import Attention, LanguageModelHead, TextStack
+from capfilt_blip.text import LanguageModelHead, TextStack
 
 CONFIG = TextConfig(
     vocab_size=50, width=32, depth=2, num_heads=2, mlp_width=64, max_positions=16, image_width=24
@@ -36,11 +37,13 @@ def test_attention_equals_torchs_own() -> None:
     ours = Attention(CONFIG, memory_width=24).eval()
     theirs = torch.nn.MultiheadAttention(32, 2, kdim=24, vdim=24, batch_first=True)
     for name in ("query", "key", "value"):
-        getattr(theirs, f"{name[0]}_proj_weight").data = getattr(ours, name).weight.data
-    theirs.in_proj_bias.data = torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]).data
+        getattr(theirs, f"{name[0]}_proj_weight").data = getattr(ours.heads, name).weight.data
+    theirs.in_proj_bias.data = torch.cat(
+        [getattr(ours.heads, name).bias for name in ("query", "key", "value")]
+    ).data
     theirs.out_proj.weight.data, theirs.out_proj.bias.data = (
-        ours.out.weight.data,
-        ours.out.bias.data,
+        ours.heads.out.weight.data,
+        ours.heads.out.bias.data,
     )
     hidden, memory = torch.randn(3, 5, 32), torch.randn(3, 7, 24)
     expected = ours.norm(hidden + theirs(hidden, memory, memory)[0])
@@ -50,7 +53,7 @@ def test_attention_equals_torchs_own() -> None:
 @pytest.mark.parametrize("mode", ["encode", "fuse", "decode"])
 def test_padding_changes_no_output(stack: TextStack, mode: str) -> None:
     ids, mask = texts()
-    image = [] if mode == "encode" else [stack.project_image(torch.randn(4, 9, 24))]
+    image = [] if mode == "encode" else [stack.project_memory(torch.randn(4, 9, 24))]
     read = getattr(stack, mode)
     alone = read(ids, mask, *image)
     with_padding = read(*padded(ids, mask, with_id=7), *image)
@@ -60,7 +63,7 @@ def test_padding_changes_no_output(stack: TextStack, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["encode", "fuse", "decode"])
 def test_what_stands_in_the_padding_does_not_matter(stack: TextStack, mode: str) -> None:
     ids, mask = texts()
-    image = [] if mode == "encode" else [stack.project_image(torch.randn(4, 9, 24))]
+    image = [] if mode == "encode" else [stack.project_memory(torch.randn(4, 9, 24))]
     outputs = [getattr(stack, mode)(*padded(ids, mask, with_id=i), *image)[:, :6] for i in (0, 9)]
     assert torch.equal(outputs[0], outputs[1])
 
@@ -69,7 +72,7 @@ def test_the_encoders_look_ahead_and_the_decoder_does_not(stack: TextStack) -> N
     ids, mask = texts()
     other = ids.clone()
     other[:, -1] = 5 + (ids[:, -1] - 4) % 45
-    image = stack.project_image(torch.randn(4, 9, 24))
+    image = stack.project_memory(torch.randn(4, 9, 24))
     assert not torch.equal(stack.encode(ids, mask)[:, 0], stack.encode(other, mask)[:, 0])
     assert not torch.equal(stack.fuse(ids, mask, image)[:, 0], stack.fuse(other, mask, image)[:, 0])
     before, after = stack.decode(ids, mask, image), stack.decode(other, mask, image)
@@ -79,7 +82,7 @@ def test_the_encoders_look_ahead_and_the_decoder_does_not(stack: TextStack) -> N
 
 def test_only_the_unimodal_encoder_is_blind(stack: TextStack) -> None:
     ids, mask = texts()
-    one, two = (stack.project_image(torch.randn(4, 9, 24)) for _ in range(2))
+    one, two = (stack.project_memory(torch.randn(4, 9, 24)) for _ in range(2))
     assert not torch.allclose(stack.fuse(ids, mask, one), stack.fuse(ids, mask, two))
     assert not torch.allclose(stack.decode(ids, mask, one), stack.decode(ids, mask, two))
     assert not torch.allclose(stack.fuse(ids, mask, one), stack.encode(ids, mask))
@@ -88,8 +91,8 @@ def test_only_the_unimodal_encoder_is_blind(stack: TextStack) -> None:
 def test_texts_that_share_an_image_read_what_they_would_read_from_copies(stack: TextStack) -> None:
     ids, mask = texts(num_texts=6)
     embeds = torch.randn(2, 9, 24)
-    shared = stack.fuse(ids, mask, stack.project_image(embeds))
-    copied = stack.fuse(ids, mask, stack.project_image(embeds.repeat_interleave(3, 0)))
+    shared = stack.fuse(ids, mask, stack.project_memory(embeds))
+    copied = stack.fuse(ids, mask, stack.project_memory(embeds.repeat_interleave(3, 0)))
     torch.testing.assert_close(shared, copied)
 
 
@@ -111,12 +114,12 @@ def test_the_place_in_the_batch_changes_no_bit_on_two_threads(num_queries: int) 
 @pytest.mark.parametrize("prompt_length", [1, 4])
 def test_steps_give_what_reading_the_whole_text_gives(stack: TextStack, prompt_length: int) -> None:
     ids, mask = texts(length=7)
-    image = stack.project_image(torch.randn(2, 9, 24))
+    image = stack.project_memory(torch.randn(2, 9, 24))
     whole = stack.decode(ids, mask, image)
     cache = stack.new_cache(num_texts=4, num_tokens=7)
-    first = stack.step(ids[:, :prompt_length], position=0, cache=cache, image_kv=image)
+    first = stack.step(ids[:, :prompt_length], position=0, cache=cache, memory=image)
     later = [
-        stack.step(ids[:, i, None], position=i, cache=cache, image_kv=image)
+        stack.step(ids[:, i, None], position=i, cache=cache, memory=image)
         for i in range(prompt_length, 7)
     ]
     torch.testing.assert_close(torch.stack([first, *later], 1), whole[:, prompt_length - 1 :])

@@ -115,7 +115,7 @@ def test_matcher_finetuning_learns_to_refuse_distractors() -> None:
     list(finetune_matcher(model, batches, tokenizer=TOKENIZER, settings=settings))
     batch = TOKENIZER.encode(["click here"], first="enc", max_tokens=35)
     embeds = model.vision(torch.zeros(1, 3, 16, 16))
-    logits = model.itm_logits(batch.ids, batch.mask, model.text_encoder.project_image(embeds))
+    logits = model.itm_logits(batch.ids, batch.mask, model.text_encoder.project_memory(embeds))
     assert logits.argmax().item() == 0
 
 

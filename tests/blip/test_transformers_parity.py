@@ -80,7 +80,8 @@ def test_greedy_token_ids_are_equal(
         repetition_penalty=1.5,
     )
     limits = Limits(min_new_tokens=3, max_new_tokens=12, repetition_penalty=1.5)
-    found = generate_greedy(ours, ours.vision(pixels), prompt_ids=prompt, limits=limits).token_ids
+    memory = ours.text_decoder.project_memory(ours.vision(pixels.double()))
+    found = generate_greedy(ours, memory, prompt_ids=prompt, limits=limits).token_ids
     assert found.unique().numel() > 8  # no degenerate text
     assert torch.equal(found, expected[:, len(prompt) :])
 
@@ -92,7 +93,7 @@ def test_itm_logits_are_equal_with_cls_at_position_0(
     # transformers leaves [CLS] there; the ITM head was trained to read [ENC].
     ids, mask = texts(matcher.config, first=matcher.config.cls_token_id)
     theirs = hf_matcher(input_ids=ids, pixel_values=pixels, attention_mask=mask.long()).itm_score
-    kv = matcher.text_encoder.project_image(matcher.vision(pixels))
+    kv = matcher.text_encoder.project_memory(matcher.vision(pixels))
     torch.testing.assert_close(matcher.itm_logits(ids, mask, kv), theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipCaptioner
 from capfilt_blip.checkpoint import load_captioner
 from capfilt_blip.decode import Generated, Limits, generate_greedy, generate_sampled
@@ -131,12 +132,12 @@ class Captioner:
             for name in names
         ]
         captions: list[Caption] = []
-        for image_embeds, start in self._encoded(pixels, batch_size=batch_size):
-            batch_keys = row_keys[start : start + len(image_embeds)]
-            batch_keys += batch_keys[:1] * (len(image_embeds) - len(batch_keys))
+        for memory, start in self._memories(pixels, batch_size=batch_size):
+            batch_keys = row_keys[start : start + len(memory)]
+            batch_keys += batch_keys[:1] * (len(memory) - len(batch_keys))
             generated = generate_sampled(
                 self._model,
-                image_embeds,
+                memory,
                 prompt_ids=self._tokenizer.prompt_ids(prompt),
                 row_keys=[key for keys_of_image in batch_keys for key in keys_of_image],
                 limits=limits,
@@ -164,18 +165,19 @@ class Captioner:
         pixels = to_uint8(images, side_px=self.image_size_px)
         prompt_ids = self._tokenizer.prompt_ids(prompt)
         captions: list[Caption] = []
-        for image_embeds, _ in self._encoded(pixels, batch_size=batch_size):
+        for memory, _ in self._memories(pixels, batch_size=batch_size):
             captions += self._texts(
-                generate_greedy(self._model, image_embeds, prompt_ids=prompt_ids, limits=limits)
+                generate_greedy(self._model, memory, prompt_ids=prompt_ids, limits=limits)
             )
         return captions[: len(pixels)]
 
-    def _encoded(self, pixels: Tensor, *, batch_size: int) -> Iterator[tuple[Tensor, int]]:
-        """Yield the image tokens of each batch, (B, P, D), and the number of images before it."""
+    def _memories(self, pixels: Tensor, *, batch_size: int) -> Iterator[tuple[Memory, int]]:
+        """Yield what the decoder reads of each batch, and the number of images before it."""
         start = 0
         for batch in fixed_batches(pixels, batch_size=batch_size):
             with torch.inference_mode():
-                yield self._model.vision(normalise(batch.to(self._device))), start
+                embeds = self._model.vision(normalise(batch.to(self._device)))
+                yield self._model.text_decoder.project_memory(embeds), start
             start += len(batch)
 
     def _texts(self, generated: Generated) -> list[Caption]:

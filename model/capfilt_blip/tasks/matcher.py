@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.checkpoint import load_matcher
 from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
-from capfilt_blip.text import ImageKV
 from capfilt_blip.tokenizer import TokenBatch, Tokenizer
 from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
 
@@ -114,7 +114,7 @@ class Matcher:
         """Score a batch whose last images may be filler, that is without an entry in `texts`."""
         image_embeds = self._model.vision(normalise(pixels.to(self._device)))
         vectors = self._model.image_vectors(image_embeds).float()  # (I, E)
-        image_kv = self._model.text_encoder.project_image(image_embeds)
+        memory = self._model.text_encoder.project_memory(image_embeds)
         scores = [
             MatchScores(itm_prob=[], itc_cos=[], num_tokens=[], image_vector=vector.tolist())
             for vector in vectors[: len(texts)]
@@ -122,7 +122,7 @@ class Matcher:
         for first in range(0, max(map(len, texts)), _TEXTS_PER_PASS):
             now = [image_texts[first : first + _TEXTS_PER_PASS] for image_texts in texts]
             batch = self._tokens(now, num_images=len(pixels))
-            itm, itc = self._score_pass(batch, vectors, image_kv)
+            itm, itc = self._score_pass(batch, vectors, memory)
             for row, (score, image_texts) in enumerate(zip(scores, now, strict=True)):
                 slots = slice(row * _TEXTS_PER_PASS, row * _TEXTS_PER_PASS + len(image_texts))
                 score.itm_prob.extend(itm[slots])
@@ -142,11 +142,11 @@ class Matcher:
         )
 
     def _score_pass(
-        self, batch: TokenBatch, image_vectors: Tensor, image_kv: ImageKV
+        self, batch: TokenBatch, image_vectors: Tensor, memory: Memory
     ) -> tuple[list[float], list[float]]:
         """Return the ITM probability and the ITC cosine of each row."""
         fused_ids, mask = batch.ids.to(self._device), batch.mask.to(self._device)
-        itm = self._model.itm_logits(fused_ids, mask, image_kv).float().softmax(-1)[:, 1]
+        itm = self._model.itm_logits(fused_ids, mask, memory).float().softmax(-1)[:, 1]
         lone_ids = fused_ids.clone()
         lone_ids[:, 0] = self._tokenizer.cls_id
         text_vectors = self._model.text_vectors(lone_ids, mask).float()  # (B, E)

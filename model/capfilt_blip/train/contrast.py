@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from capfilt_blip import losses
+from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.momentum import MomentumEncoder, VectorQueue
-from capfilt_blip.text import ImageKV
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.batches import TextImageBatch, ids_of, image_ids_of
 
@@ -82,7 +82,7 @@ class Contrast:
         self._queue.to(temperature.device)
 
     def loss(
-        self, batch: TextImageBatch, *, pixels: Tensor, image_embeds: Tensor, image_kv: ImageKV
+        self, batch: TextImageBatch, *, pixels: Tensor, image_embeds: Tensor, memory: Memory
     ) -> ContrastLoss:
         """Compute both losses of a batch, and let the queue see it.
 
@@ -90,7 +90,7 @@ class Contrast:
             batch: the texts, and what is known of them.
             pixels: (B, 3, S, S), for the slow encoders.
             image_embeds: (B, P, D) of the learning encoder.
-            image_kv: keys and values of the same images.
+            memory: keys and values of the same images.
         """
         losses.clamp_temperature(self._temperature)
         device = pixels.device
@@ -102,7 +102,7 @@ class Contrast:
         sides = self._itc_sides(batch, pixels, image_embeds, image_ids, text_ids, known)
         itc = (losses.itc_loss(*sides[0]) + losses.itc_loss(*sides[1])) / 2
         to_text, to_image = (similarity[:, : len(known)] for similarity, _ in sides)
-        itm, accuracy = self._itm(batch, image_kv, to_text, to_image, known)
+        itm, accuracy = self._itm(batch, memory, to_text, to_image, known)
         self._num_batches += 1
         self._num_samples += len(batch.images)
         return ContrastLoss(itc=itc, itm=itm, itm_accuracy=accuracy)
@@ -158,7 +158,7 @@ class Contrast:
     def _itm(
         self,
         batch: TextImageBatch,
-        image_kv: ImageKV,
+        memory: Memory,
         to_text: Tensor,
         to_image: Tensor,
         known: Tensor,
@@ -171,9 +171,8 @@ class Contrast:
         wrong_texts = [batch.texts[index] for index in text_of.tolist()]
         rows = [batch.texts, wrong_texts, *batch.distractors]
         # The texts of one image follow each other, so that they share its keys and values.
-        own = self._itm_logits([row[b] for b in range(len(known)) for row in rows], image_kv)
-        wrong_kv = [(key[image_of], value[image_of]) for key, value in image_kv]
-        swapped = self._itm_logits(batch.texts, wrong_kv)
+        own = self._itm_logits([row[b] for b in range(len(known)) for row in rows], memory)
+        swapped = self._itm_logits(batch.texts, memory.rows(image_of))
         own_logits = own.view(len(known), len(rows), 2).transpose(0, 1).flatten(0, 1)
         logits = torch.cat([own_logits, swapped])
         is_match = torch.arange(len(logits), device=logits.device) < len(known)
@@ -183,7 +182,7 @@ class Contrast:
         right = (logits.argmax(dim=1) == is_match)[used]
         return losses.itm_loss(logits[used], is_match[used]), float(right.float().mean())
 
-    def _itm_logits(self, texts: Sequence[str], image_kv: ImageKV) -> Tensor:
+    def _itm_logits(self, texts: Sequence[str], memory: Memory) -> Tensor:
         encoded = self._tokenizer.encode(texts, first="enc", max_tokens=self._max_tokens)
-        device = image_kv[0][0].device
-        return self._matcher.itm_logits(encoded.ids.to(device), encoded.mask.to(device), image_kv)
+        device = memory.device
+        return self._matcher.itm_logits(encoded.ids.to(device), encoded.mask.to(device), memory)

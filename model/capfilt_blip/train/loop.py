@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from capfilt_blip import losses
+from capfilt_blip.attention import Memory
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
-from capfilt_blip.text import ImageKV
 from capfilt_blip.tokenizer import TokenBatch, Tokenizer
 from capfilt_blip.train.batches import TextImageBatch
 from capfilt_blip.train.contrast import Contrast, ContrastLoss, ContrastSettings
@@ -105,10 +105,10 @@ def pretrain(
         pixels = normalise(batch.images.to(model.temp.device))
         image_embeds = model.vision(pixels)
         # Cross-attention is shared, so encoder and decoder read the same keys and values.
-        image_kv = model.text_decoder.project_image(image_embeds)
+        memory = model.text_decoder.project_memory(image_embeds)
         encoded = tokenizer.encode(batch.texts, first="dec", max_tokens=settings.max_tokens)
-        lm = _lm(captioner, encoded, image_kv, label_smoothing=settings.label_smoothing)
-        found = contrast.loss(batch, pixels=pixels, image_embeds=image_embeds, image_kv=image_kv)
+        lm = _lm(captioner, encoded, memory, label_smoothing=settings.label_smoothing)
+        found = contrast.loss(batch, pixels=pixels, image_embeds=image_embeds, memory=memory)
         return _Losses(lm=lm, contrast=found)
 
     modules = [model, captioner, matcher]
@@ -127,14 +127,14 @@ def finetune_captioner(
 
     def losses_of(batch: TextImageBatch) -> _Losses:
         pixels = normalise(batch.images.to(model.lm_head.bias.device))
-        image_kv = model.text_decoder.project_image(model.vision(pixels))
+        memory = model.text_decoder.project_memory(model.vision(pixels))
         encoded = tokenizer.encode(
             batch.texts, first="dec", max_tokens=settings.max_tokens, prompt=settings.prompt
         )
         lm = _lm(
             model,
             encoded,
-            image_kv,
+            memory,
             num_prompt_tokens=num_prompt_tokens,
             label_smoothing=settings.label_smoothing,
         )
@@ -158,8 +158,8 @@ def finetune_matcher(
     def losses_of(batch: TextImageBatch) -> _Losses:
         pixels = normalise(batch.images.to(device))
         image_embeds = model.vision(pixels)
-        image_kv = model.text_encoder.project_image(image_embeds)
-        found = contrast.loss(batch, pixels=pixels, image_embeds=image_embeds, image_kv=image_kv)
+        memory = model.text_encoder.project_memory(image_embeds)
+        found = contrast.loss(batch, pixels=pixels, image_embeds=image_embeds, memory=memory)
         return _Losses(contrast=found)
 
     yield from _run([model], batches, losses_of, settings=settings, extra=[temperature])
@@ -247,15 +247,15 @@ def _contrast(
 def _lm(
     captioner: BlipCaptioner,
     encoded: TokenBatch,
-    image_kv: ImageKV,
+    memory: Memory,
     *,
     num_prompt_tokens: int = 0,
     label_smoothing: float,
 ) -> Tensor:
-    device = image_kv[0][0].device
+    device = memory.device
     ids, mask = encoded.ids.to(device), encoded.mask.to(device)
     return losses.lm_loss(
-        captioner.lm_logits(ids, mask, image_kv),
+        captioner.lm_logits(ids, mask, memory),
         ids,
         mask,
         num_prompt_tokens=num_prompt_tokens,

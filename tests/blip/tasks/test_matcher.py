@@ -36,7 +36,7 @@ def test_scores_are_those_of_one_pair_at_a_time(
     scores = filter_.score(images, TEXTS)
     for image, texts, score in zip(torch.from_numpy(images), TEXTS, scores, strict=True):
         embeds = matcher.vision(normalise(image[None]))
-        kv = matcher.text_encoder.project_image(embeds)
+        kv = matcher.text_encoder.project_memory(embeds)
         for text, itm_prob, itc_cos in zip(texts, score.itm_prob, score.itc_cos, strict=True):
             fused = tokenizer.encode([text], first="enc", max_tokens=35)
             alone = tokenizer.encode([text], first="cls", max_tokens=35)

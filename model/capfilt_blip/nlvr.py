@@ -1,0 +1,157 @@
+"""Natural language for visual reasoning (NLVR2): is a sentence true of a pair of images?
+
+Each layer of the text encoder attends to both images, with two attentions, and joins what they
+say: lower layers by the mean, upper layers by a linear map (arXiv:2201.12086, sec. 5.4, fig. 5b).
+
+Letters: B pairs, P image tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from capfilt_blip.attention import KV, Attention, FeedForward, Memory, MultiHead
+from capfilt_blip.config import BlipConfig, TextConfig
+from capfilt_blip.recompute import layer_calls
+from capfilt_blip.text import TextEmbeddings, initialise_text
+from capfilt_blip.vision import VisionTransformer
+
+
+class BlipNlvr(nn.Module):
+    """The text encoder that reads two images, with its image encoder and classifier."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config.vision)
+        self.text_encoder = TwinTextStack(config.text)
+        self.classifier = PairClassifier(config.text)
+
+    def forward(self, left: Tensor, right: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """Judge sentences about pairs of images.
+
+        Args:
+            left: (B, 3, S, S) float, normalised.
+            right: (B, 3, S, S) float, normalised.
+            token_ids: (B, L) int64, [ENC] first.
+            mask: (B, L) bool, True where a token is real.
+
+        Returns:
+            (B, 2) logits; index 1 says that the sentence is true.
+        """
+        left_embeds, right_embeds = self.vision(torch.cat([left, right])).chunk(2)
+        memories = self.text_encoder.project_memories(left_embeds, right_embeds)
+        hidden = self.text_encoder.fuse(token_ids, mask, *memories)
+        logits: Tensor = self.classifier(hidden[:, 0])
+        return logits
+
+
+class PairClassifier(nn.Module):
+    """Two linear maps with a ReLU between them, from [ENC] to false and true."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(config.width, config.width)
+        self.out = nn.Linear(config.width, 2)
+        self.apply(initialise_text)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (B, D) to (B, 2) logits."""
+        logits: Tensor = self.out(F.relu(self.hidden(hidden)))
+        return logits
+
+
+class TwinTextStack(nn.Module):
+    """A `TextStack` that is image-grounded by two images at once."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = TextEmbeddings(config)
+        # 12 layers: 0 to 5 take the mean, 6 to 11 merge. The paper's text does not say which.
+        self.layers = nn.ModuleList(
+            TwinTextLayer(config, merges=index >= config.depth // 2)
+            for index in range(config.depth)
+        )
+        self.num_recomputed = 0  # see `recompute_activations`
+        self.apply(initialise_text)
+
+    def project_memories(self, left: Tensor, right: Tensor) -> tuple[Memory, Memory]:
+        """Compute what cross-attention needs of both images.
+
+        Args:
+            left: (B, P, width of the image tokens), from the vision transformer.
+            right: (B, P, width of the image tokens).
+        """
+        twins = [cast(TwinTextLayer, layer).cross_attention for layer in self.layers]
+        return (
+            Memory(layers=[twin.left.project(left) for twin in twins]),
+            Memory(layers=[twin.right.project(right) for twin in twins]),
+        )
+
+    def fuse(self, token_ids: Tensor, mask: Tensor, left: Memory, right: Memory) -> Tensor:
+        """Read texts together with their two images.
+
+        Args:
+            token_ids: (B, L) int64, [ENC] first.
+            mask: (B, L) bool, True where a token is real.
+            left: of B images, from `project_memories`.
+            right: of B images, from `project_memories`.
+
+        Returns:
+            (B, L, D).
+        """
+        hidden: Tensor = self.embeddings(token_ids)
+        visible = mask[:, None, None, :]
+        calls = layer_calls(self.layers, num_recomputed=self.num_recomputed, training=self.training)
+        for call, left_kv, right_kv in zip(calls, left.layers, right.layers, strict=True):
+            hidden = call(hidden, visible=visible, left=left_kv, right=right_kv)
+        return hidden
+
+
+class TwinTextLayer(nn.Module):
+    """Self-attention, attention to both images, feed-forward; each adds and then normalises."""
+
+    def __init__(self, config: TextConfig, *, merges: bool) -> None:
+        super().__init__()
+        self.self_attention = Attention(config, memory_width=config.width)
+        self.cross_attention = TwinCrossAttention(config, merges=merges)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, hidden: Tensor, *, visible: Tensor, left: KV, right: KV) -> Tensor:
+        """Map (B, L, D) to (B, L, D); see `TextLayer` and `TwinCrossAttention`."""
+        hidden = self.self_attention(
+            hidden, kv=self.self_attention.project(hidden), visible=visible
+        )
+        out: Tensor = self.feed_forward(self.cross_attention(hidden, left=left, right=right))
+        return out
+
+
+class TwinCrossAttention(nn.Module):
+    """One attention for each image; what both say is joined, added and normalised."""
+
+    def __init__(self, config: TextConfig, *, merges: bool) -> None:
+        super().__init__()
+        self.left = MultiHead(config, memory_width=config.image_width)
+        self.right = MultiHead(config, memory_width=config.image_width)
+        # Without an activation: the original has one commented out.
+        self.merge = nn.Linear(2 * config.width, config.width) if merges else None
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = config.dropout
+
+    def forward(self, hidden: Tensor, *, left: KV, right: KV) -> Tensor:
+        """Map (B, L, D) to (B, L, D).
+
+        Args:
+            hidden: (B, L, D).
+            left: keys and values of the left images.
+            right: keys and values of the right images.
+        """
+        seen = self.left(hidden, kv=left), self.right(hidden, kv=right)
+        joined = (seen[0] + seen[1]) / 2 if self.merge is None else self.merge(torch.cat(seen, -1))
+        normed: Tensor = self.norm(hidden + F.dropout(joined, self.dropout, self.training))
+        return normed
