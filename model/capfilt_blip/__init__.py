@@ -1,6 +1,25 @@
-"""BLIP (arXiv:2201.12086): a captioner and a matcher for images and texts, and their training."""
+"""BLIP (arXiv:2201.12086), complete: models for every task, their checkpoints, their training."""
 
+from capfilt_blip.tasks.answerer import Answerer
+from capfilt_blip.tasks.answers import Answer, ChosenAnswer
 from capfilt_blip.tasks.captioner import Caption, Captioner
+from capfilt_blip.tasks.features import FeatureExtractor
+from capfilt_blip.tasks.grounder import Box, Grounder
 from capfilt_blip.tasks.matcher import Matcher, MatchScores
+from capfilt_blip.tasks.reasoner import Reasoner
+from capfilt_blip.tasks.retriever import Retriever
 
-__all__ = ["Caption", "Captioner", "MatchScores", "Matcher"]
+__all__ = [
+    "Answer",
+    "Answerer",
+    "Box",
+    "Caption",
+    "Captioner",
+    "ChosenAnswer",
+    "FeatureExtractor",
+    "Grounder",
+    "MatchScores",
+    "Matcher",
+    "Reasoner",
+    "Retriever",
+]

@@ -125,7 +125,7 @@ def _generate(
     """Run the loop; `choose` maps (B, V) logits and the step's number to (B,) token ids."""
     config, decoder = writer.config, writer.text_decoder
     num_texts, start = prompts.shape
-    room = _checked_room(start + limits.max_new_tokens, max_positions=config.text.max_positions)
+    room = checked_room(start + limits.max_new_tokens, max_positions=config.text.max_positions)
     cache = decoder.new_cache(num_texts=num_texts, num_tokens=room)
     prompts = prompts.to(memory.device)
     tokens = prompts.new_full((num_texts, room), config.pad_token_id)
@@ -138,7 +138,7 @@ def _generate(
     for step in range(limits.max_new_tokens):
         end = start + step
         logits = writer.token_logits(hidden).float()  # (B, V)
-        allowed = _penalised(logits, tokens[:, :end], penalty=limits.repetition_penalty)
+        allowed = penalised(logits, tokens[:, :end], penalty=limits.repetition_penalty)
         if step < limits.min_new_tokens:
             allowed[:, config.sep_token_id] = -torch.inf
         chosen = choose(allowed, step)
@@ -157,7 +157,12 @@ def _generate(
     )
 
 
-def _checked_room(num_tokens: int, *, max_positions: int) -> int:
+def checked_room(num_tokens: int, *, max_positions: int) -> int:
+    """Return the number of tokens if there are positions for them.
+
+    Raises:
+        ValueError: there are not.
+    """
     if num_tokens > max_positions:
         raise ValueError(
             f"prompt and max_new_tokens make {num_tokens} tokens; this model has positions for "
@@ -166,7 +171,17 @@ def _checked_room(num_tokens: int, *, max_positions: int) -> int:
     return num_tokens
 
 
-def _penalised(logits: Tensor, seen: Tensor, *, penalty: float) -> Tensor:
+def penalised(logits: Tensor, seen: Tensor, *, penalty: float) -> Tensor:
+    """Weaken tokens that a text holds already: above 0 divided, below 0 multiplied.
+
+    Args:
+        logits: (B, V), or log-probabilities.
+        seen: (B, L) int64, tokens of each text.
+        penalty: above 0; 1 changes nothing.
+
+    Returns:
+        (B, V), a copy.
+    """
     found = logits.gather(1, seen)
     weakened = torch.where(found < 0, found * penalty, found / penalty)
     return logits.scatter(1, seen, weakened)

@@ -8,6 +8,7 @@ Letters: B pairs, P image tokens, L text tokens, D width.
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capfilt_blip.attention import KV, Attention, FeedForward, Memory, MultiHead
+from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig, TextConfig
 from capfilt_blip.recompute import layer_calls
-from capfilt_blip.text import TextEmbeddings, initialise_text
+from capfilt_blip.starts import copied_vision, task_config
+from capfilt_blip.text import TextEmbeddings, TextLayer, TextStack, initialise_text
 from capfilt_blip.vision import VisionTransformer
 
 
@@ -30,6 +33,26 @@ class BlipNlvr(nn.Module):
         self.vision = VisionTransformer(config.vision)
         self.text_encoder = TwinTextStack(config.text)
         self.classifier = PairClassifier(config.text)
+
+    @classmethod
+    def from_blip(cls, blip: Blip, *, image_size_px: int = 384, drop_path: float = 0.1) -> BlipNlvr:
+        """Return a model to be finetuned, made of copies of a pre-trained BLIP's parts.
+
+        Both attentions of a layer start as the one of the pre-trained encoder. The merging maps of
+        the upper layers and the classifier have no model in pre-training and start at random.
+
+        Args:
+            blip: the pre-trained model; not changed.
+            image_size_px: side of the images to be read; 384 is BLIP's.
+            drop_path: chance that the last vision layer skips its branches in training, in [0, 1);
+                0.1 is BLIP's.
+        """
+        with torch.device("meta"):
+            model = cls(task_config(blip.config, image_size_px=image_size_px, drop_path=drop_path))
+        model.vision = copied_vision(blip.vision, config=model.config)
+        _copy_encoder(blip.text_encoder, to=model.text_encoder)
+        model.classifier = PairClassifier(blip.config.text)
+        return model.to(blip.temp.device, blip.temp.dtype).train(blip.training)
 
     def forward(self, left: Tensor, right: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Judge sentences about pairs of images.
@@ -155,3 +178,20 @@ class TwinCrossAttention(nn.Module):
         joined = (seen[0] + seen[1]) / 2 if self.merge is None else self.merge(torch.cat(seen, -1))
         normed: Tensor = self.norm(hidden + F.dropout(joined, self.dropout, self.training))
         return normed
+
+
+def _copy_encoder(encoder: TextStack, *, to: TwinTextStack) -> None:
+    """Give twin layers, made on the meta device, copies of an encoder's weights or new ones."""
+    to.embeddings = copy.deepcopy(encoder.embeddings)
+    to.num_recomputed = encoder.num_recomputed
+    for module, source in zip(to.layers, encoder.layers, strict=True):
+        twin, layer = cast(TwinTextLayer, module), cast(TextLayer, source)
+        twin.self_attention = copy.deepcopy(layer.self_attention)
+        twin.feed_forward = copy.deepcopy(layer.feed_forward)
+        cross = twin.cross_attention
+        cross.left = copy.deepcopy(layer.cross_attention.heads)
+        cross.right = copy.deepcopy(layer.cross_attention.heads)
+        cross.norm = copy.deepcopy(layer.cross_attention.norm)
+        if cross.merge is not None:
+            cross.merge = nn.Linear(cross.merge.in_features, cross.merge.out_features)
+            initialise_text(cross.merge)

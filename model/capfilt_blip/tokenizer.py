@@ -158,6 +158,16 @@ class Tokenizer:
         lengths = torch.tensor([len(row) for row in rows]).view(-1, 1)
         return TokenBatch(ids=ids, mask=torch.arange(ids.shape[1]) < lengths, num_tokens=num_tokens)
 
+    def token_id(self, token: str) -> int:
+        """Give the id of one token by its name, such as "[unused339]".
+
+        Raises:
+            ValueError: the vocabulary does not have it.
+        """
+        if token not in self._vocab:
+            raise ValueError(f"the vocabulary of {self.vocab_size} tokens has no {token!r}")
+        return self._vocab[token]
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """Give the ids a decoder starts from: [DEC] and the prompt, without [SEP]."""
         return [self.dec_id, *self._wordpiece.encode(prompt, add_special_tokens=False).ids]

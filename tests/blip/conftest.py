@@ -14,7 +14,10 @@ from torch import nn
 
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig
+from capfilt_blip.grounding import BlipGrounding
+from capfilt_blip.nlvr import BlipNlvr
 from capfilt_blip.tokenizer import Tokenizer
+from capfilt_blip.vqa import BlipVqa
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,6 +62,34 @@ def captioner(config: BlipConfig) -> BlipCaptioner:
 @pytest.fixture
 def matcher(config: BlipConfig) -> BlipMatcher:
     return _made_lively(BlipMatcher(config))
+
+
+@pytest.fixture(scope="session")
+def box_tokenizer() -> Tokenizer:
+    """A vocabulary that can write boxes."""
+    words = sorted({word for text in TEXTS for word in text.split()})
+    bins = [f"[unused{number}]" for number in range(339, 981)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *bins]
+    return Tokenizer({token: index for index, token in enumerate(tokens)})
+
+
+@pytest.fixture
+def grounding(box_tokenizer: Tokenizer) -> BlipGrounding:
+    tiny = BlipConfig.tiny(
+        vocab_size=box_tokenizer.vocab_size, image_size_px=32, width=64, text_depth=2
+    )
+    vision = dataclasses.replace(tiny.vision, depth=2)
+    return _made_lively(BlipGrounding(dataclasses.replace(tiny, vision=vision)))
+
+
+@pytest.fixture
+def vqa(config: BlipConfig) -> BlipVqa:
+    return _made_lively(BlipVqa(config))
+
+
+@pytest.fixture
+def nlvr(config: BlipConfig) -> BlipNlvr:
+    return _made_lively(BlipNlvr(config))
 
 
 @pytest.fixture

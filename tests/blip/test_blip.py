@@ -6,13 +6,19 @@ from torch import Tensor, nn
 
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig
+from capfilt_blip.grounding import BlipGrounding
+from capfilt_blip.text import TextStack
+from capfilt_blip.vqa import BlipVqa
 
-# Numbers of parameters that the original code reports, ViT-B and ViT-L at 384 px.
+# Numbers of parameters that the original code has, ViT-B and ViT-L at 384 px, VQA at 480 px; those
+# of mmpretrain's metafiles are the same, and that of grounding is from there.
 COUNTS = [
     (BlipCaptioner, BlipConfig.base(), 223_971_644),
     (BlipMatcher, BlipConfig.base(), 223_744_258),
     (BlipCaptioner, BlipConfig.large(), 446_290_492),
     (BlipMatcher, BlipConfig.large(), 446_128_642),
+    (BlipVqa, BlipConfig.base().at_image_size(480), 361_478_972),
+    (BlipGrounding, BlipConfig.base(), 498_488_636),
 ]
 
 
@@ -33,12 +39,24 @@ def test_the_sizes_are_those_of_the_paper(kind: type, config: BlipConfig, count:
 
 
 def test_pre_training_shares_all_but_self_attention() -> None:
+    config = BlipConfig.base().at_image_size(224)
     with torch.device("meta"):
-        shared = num_parameters(Blip(BlipConfig.base()))
-        self_attention = 12 * (4 * (768 * 768 + 768) + 2 * 768)
-        captioner = num_parameters(BlipCaptioner(BlipConfig.base()))
+        shared = num_parameters(Blip(config))
+        captioner = num_parameters(BlipCaptioner(config))
+    self_attention = 12 * (4 * (768 * 768 + 768) + 2 * 768)
     heads = 2 * (768 * 256 + 256) + (768 * 2 + 2) + 1  # projections, ITM head, temperature
-    assert shared == captioner + self_attention + heads  # 252 M, table 3
+    assert shared == captioner + self_attention + heads
+    assert round(shared / 1e6) == 252  # table 3: all but self-attention
+
+
+def test_the_other_ways_of_sharing_would_have_the_sizes_of_the_paper() -> None:
+    config = BlipConfig.base().at_image_size(224)
+    with torch.device("meta"):
+        all_shared = num_parameters(BlipCaptioner(config))
+        second_stack = num_parameters(TextStack(config.text))
+    # Table 3. (All but cross-attention has the size of ours: the two attentions are of one shape.)
+    assert round(all_shared / 1e6) == 224
+    assert round((all_shared + second_stack) / 1e6) == 361
 
 
 def test_two_tiny_models_in_half_precision_are_below_eight_megabytes() -> None:

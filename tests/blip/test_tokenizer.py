@@ -34,6 +34,12 @@ def test_bert_base_vocabulary_gets_dec_and_enc_behind_its_last_id(tmp_path: Path
     assert (tokenizer.dec_id, tokenizer.enc_id, tokenizer.vocab_size) == (30522, 30523, 30524)
 
 
+def test_a_token_is_found_by_its_name(tokenizer: Tokenizer) -> None:
+    assert tokenizer.token_id("[ENC]") == tokenizer.enc_id
+    with pytest.raises(ValueError, match=r"the vocabulary of \d+ tokens has no '\[unused339\]'"):
+        tokenizer.token_id("[unused339]")
+
+
 def test_known_text_comes_back_in_lower_case(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(["A Red circle, left of a Blue square"], first="cls", max_tokens=30).ids
     assert tokenizer.decode(ids[0]) == TEXTS[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from capfilt_blip.attention import Memory
+from capfilt_blip.beam import Beams, generate_beams
 from capfilt_blip.blip import BlipCaptioner
 from capfilt_blip.checkpoint import load_captioner
 from capfilt_blip.decode import Generated, Limits, generate_greedy, generate_sampled
@@ -60,15 +61,26 @@ class Captioner:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: Device = "cpu", dtype: Dtype = "float32"
+        cls,
+        source: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: Device = "cpu",
+        dtype: Dtype = "float32",
     ) -> Captioner:
-        """Load a captioner from a directory in transformers' layout or from the hub.
+        """Load a captioner.
+
+        Args:
+            source: what `checkpoint.load_captioner` takes.
+            tokenizer: directory or `vocab.txt`, for a source that has none, such as a `.pth`.
+            device: where it computes.
+            dtype: what it computes in.
 
         Raises:
             CheckpointError: the source cannot be read, or is no captioner.
         """
-        model, tokenizer = load_captioner(source, dtype=torch_dtype(dtype))
-        return cls(model, tokenizer, device=device, dtype=dtype)
+        model, loaded = load_captioner(source, tokenizer=tokenizer, dtype=torch_dtype(dtype))
+        return cls(model, loaded, device=device, dtype=dtype)
 
     @property
     def image_size_px(self) -> int:
@@ -98,16 +110,20 @@ class Captioner:
         batch mates and order change nothing. Another `batch_size`, dtype or machine may change the
         last bits of the logits, and so once in a while a word.
 
+        The original's settings, which are not these defaults, are in `presets`:
+        `caption(images, **ORIGINAL_NUCLEUS)`.
+
         Args:
             images: N images: (N, S, S, 3) uint8 with S = `image_size_px`, or PIL images.
-            prompt: what each caption continues; not in the returned text.
+            prompt: what each caption continues; not in the returned text. "" is no prompt: the
+                captioner then says what it would say of itself.
             num_captions: of each image; they share one pass over the image.
             top_p: draw from the likeliest tokens that reach this probability together.
             top_k: and from so many at most; 0 is all.
             temperature: of the distribution, above 0.
             repetition_penalty: weakens tokens that were used before, the prompt's too; 1 is off.
-            min_new_tokens: tokens before a caption may end.
-            max_new_tokens: tokens after which it is cut off, [SEP] included.
+            min_new_tokens: tokens before a caption may end. The prompt does not count.
+            max_new_tokens: tokens after which it is cut off, [SEP] included and the prompt not.
             seed: of the run.
             round_: of the bootstrap; two rounds never share noise.
             keys: N names of the images, by default "0", "1", and so on.
@@ -162,13 +178,66 @@ class Captioner:
         The arguments are those of `caption`.
         """
         limits = Limits(min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
-        pixels = to_uint8(images, side_px=self.image_size_px)
         prompt_ids = self._tokenizer.prompt_ids(prompt)
+
+        def write(memory: Memory) -> Generated:
+            return generate_greedy(self._model, memory, prompt_ids=prompt_ids, limits=limits)
+
+        return self._one_each(images, write, batch_size=batch_size)
+
+    def beam(  # noqa: PLR0913  # the knobs of the search, each set by somebody
+        self,
+        images: Images,
+        *,
+        prompt: str = PROMPT,
+        num_beams: int = 3,
+        length_penalty: float = 1.0,
+        repetition_penalty: float = 1.0,
+        min_new_tokens: int = 1,
+        max_new_tokens: int = 20,
+        batch_size: int = 8,
+    ) -> list[Caption]:
+        """Write the caption of each image that a beam search finds.
+
+        It is how BLIP is evaluated: `beam(images, **ORIGINAL_BEAM)`, see `presets`. The other
+        arguments are those of `caption`.
+
+        Args:
+            images: N images.
+            prompt: what each caption continues.
+            num_beams: captions of an image that grow side by side.
+            length_penalty: captions are compared by log-probability over length ** length_penalty:
+                more favours longer ones.
+            repetition_penalty: weakens tokens that were used before.
+            min_new_tokens: tokens before a caption may end. The prompt does not count.
+            max_new_tokens: tokens after which it is cut off, [SEP] included and the prompt not.
+            batch_size: images in one pass, each with all its beams.
+
+        Returns:
+            One per image, in order.
+        """
+        limits = Limits(
+            min_new_tokens=min_new_tokens,
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+        )
+        beams = Beams(num_beams=num_beams, length_penalty=length_penalty)
+        prompt_ids = self._tokenizer.prompt_ids(prompt)
+
+        def write(memory: Memory) -> Generated:
+            return generate_beams(
+                self._model, memory, prompt_ids=prompt_ids, limits=limits, beams=beams
+            )
+
+        return self._one_each(images, write, batch_size=batch_size)
+
+    def _one_each(
+        self, images: Images, write: Callable[[Memory], Generated], *, batch_size: int
+    ) -> list[Caption]:
+        pixels = to_uint8(images, side_px=self.image_size_px)
         captions: list[Caption] = []
         for memory, _ in self._memories(pixels, batch_size=batch_size):
-            captions += self._texts(
-                generate_greedy(self._model, memory, prompt_ids=prompt_ids, limits=limits)
-            )
+            captions += self._texts(write(memory))
         return captions[: len(pixels)]
 
     def _memories(self, pixels: Tensor, *, batch_size: int) -> Iterator[tuple[Memory, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ MAX_TEXT_TOKENS = 35
 _TEXTS_PER_PASS = 2
 """Texts of each image that are read at once: a web text and a synthetic text. More texts take more
 passes, so that the shape of a pass, and with it each result, is the same for all."""
+
+
+ItmFirstToken = Literal["enc", "cls"]
+"""The token at position 0 of a text that is read with its image, which the ITM head reads.
+
+[ENC] is what the head was trained on. [CLS] is what the published code of transformers and the
+original's ITM demo leave there: it gives their probabilities, not better ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +54,8 @@ class Matcher:
         tokenizer: the one the model was trained with.
         device: where it computes.
         dtype: what it computes in.
+        first_token: "cls" reproduces the ITM probabilities that others report for the checkpoints
+            on the hub; see `ItmFirstToken`. ITC reads [CLS] always.
     """
 
     def __init__(
@@ -55,22 +65,39 @@ class Matcher:
         *,
         device: Device = "cpu",
         dtype: Dtype = "float32",
+        first_token: ItmFirstToken = "enc",
     ) -> None:
+        if first_token not in get_args(ItmFirstToken):
+            raise ValueError(f"first_token is {first_token!r}; it must be 'enc' or 'cls'")
         self._model = model.to(device, torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
         self._device = torch.device(device)
+        self._first_token = first_token
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: Device = "cpu", dtype: Dtype = "float32"
+        cls,
+        source: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: Device = "cpu",
+        dtype: Dtype = "float32",
+        first_token: ItmFirstToken = "enc",
     ) -> Matcher:
-        """Load a matcher from a directory in transformers' layout or from the hub.
+        """Load a matcher.
+
+        Args:
+            source: what `checkpoint.load_matcher` takes.
+            tokenizer: directory or `vocab.txt`, for a source that has none, such as a `.pth`.
+            device: where it computes.
+            dtype: what it computes in.
+            first_token: see `Matcher`.
 
         Raises:
             CheckpointError: the source cannot be read, or is no matcher.
         """
-        model, tokenizer = load_matcher(source, dtype=torch_dtype(dtype))
-        return cls(model, tokenizer, device=device, dtype=dtype)
+        model, loaded = load_matcher(source, tokenizer=tokenizer, dtype=torch_dtype(dtype))
+        return cls(model, loaded, device=device, dtype=dtype, first_token=first_token)
 
     @property
     def image_size_px(self) -> int:
@@ -136,7 +163,7 @@ class Matcher:
         filled = [[*row, *[""] * (_TEXTS_PER_PASS - len(row))] for row in rows]
         return self._tokenizer.encode(
             [text for row in filled for text in row],
-            first="enc",
+            first=self._first_token,
             max_tokens=MAX_TEXT_TOKENS,
             pad_to=MAX_TEXT_TOKENS,
         )

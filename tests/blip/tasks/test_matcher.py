@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from capfilt_blip.blip import BlipMatcher
+from capfilt_blip.checkpoint import save_matcher
 from capfilt_blip.tasks.matcher import Matcher
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.transforms import normalise
@@ -54,6 +57,23 @@ def test_the_itm_head_reads_enc(filter_: Matcher, matcher: BlipMatcher, images: 
     after = filter_.score(images, TEXTS)
     assert after[0].itm_prob != before[0].itm_prob
     assert after[0].itc_cos == before[0].itc_cos  # read with [CLS]
+
+
+def test_the_itm_head_reads_cls_where_that_is_asked_for(
+    filter_: Matcher, matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels
+) -> None:
+    as_cls = Matcher(matcher, tokenizer, first_token="cls")
+    expected, before = filter_.score(images, TEXTS), as_cls.score(images, TEXTS)
+    assert [score.itc_cos for score in before] == [score.itc_cos for score in expected]
+    matcher.text_encoder.embeddings.words.weight.data[matcher.config.enc_token_id] *= -1
+    assert as_cls.score(images, TEXTS) == before
+    matcher.text_encoder.embeddings.words.weight.data[matcher.config.cls_token_id] *= -1
+    assert as_cls.score(images, TEXTS)[0].itm_prob != before[0].itm_prob
+
+
+def test_an_unknown_first_token_is_refused(matcher: BlipMatcher, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="first_token is 'dec'; it must be 'enc' or 'cls'"):
+        Matcher(matcher, tokenizer, first_token="dec")  # type: ignore[arg-type]
 
 
 def test_scores_do_not_depend_on_order(filter_: Matcher, images: Pixels) -> None:
@@ -119,11 +139,38 @@ def test_images_and_lists_of_texts_must_be_as_many(filter_: Matcher, images: Pix
         filter_.score(images, [["a"]])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 0.1), ("float16", 0.02)])
 def test_a_lower_precision_gives_nearly_the_same(
-    matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels, dtype: str
+    matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels, dtype: str, atol: float
+) -> None:
+    full = Matcher(matcher, tokenizer).score(images, TEXTS)
+    lower = Matcher(matcher, tokenizer, dtype=dtype).score(images, TEXTS)  # type: ignore[arg-type]
+    for one, two in zip(full, lower, strict=True):
+        assert one.itm_prob == pytest.approx(two.itm_prob, abs=atol)
+        assert one.itc_cos == pytest.approx(two.itc_cos, abs=atol)
+
+
+def test_it_is_loaded_with_a_tokenizer_from_elsewhere(
+    filter_: Matcher, matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels, tmp_path: Path
+) -> None:
+    save_matcher(tmp_path / "model", model=matcher, tokenizer=tokenizer)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / "model" / name).rename(tmp_path / name)
+    loaded = Matcher.from_pretrained(tmp_path / "model", tokenizer=tmp_path)
+    assert loaded.score(images, TEXTS) == filter_.score(images, TEXTS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [("float32", 1e-3), ("bfloat16", 0.1), ("float16", 0.02)]
+)
+def test_a_gpu_gives_nearly_the_same_whoever_is_beside(
+    matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels, dtype: str, atol: float
 ) -> None:
     full = Matcher(matcher, tokenizer).match(images, TEXTS)
-    lower = Matcher(matcher, tokenizer, dtype=dtype).match(images, TEXTS)  # type: ignore[arg-type]
-    for one, two in zip(full, lower, strict=True):
-        assert one == pytest.approx(two, abs=0.1)
+    on_gpu = Matcher(matcher, tokenizer, device="cuda", dtype=dtype)  # type: ignore[arg-type]
+    found = on_gpu.match(images, TEXTS)
+    for one, two in zip(full, found, strict=True):
+        assert one == pytest.approx(two, abs=atol)
+    assert on_gpu.match(images[:1], TEXTS[:1]) == found[:1]
