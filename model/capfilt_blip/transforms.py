@@ -37,11 +37,13 @@ def to_uint8(images: Images, *, side_px: int) -> Tensor:
         (N, S, S, 3) uint8.
 
     Raises:
-        ValueError: an array or tensor has another shape or dtype.
+        ValueError: an array or tensor has another shape or dtype, or the images are something else.
     """
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        # torch takes no negative strides, such as those of images[::-1].
+        images = torch.from_numpy(images.copy() if min(images.strides) < 0 else images)
     if not isinstance(images, Tensor):
+        _check_pictures(images)
         size = (side_px, side_px)
         squashed = [im.convert("RGB").resize(size, Image.Resampling.BICUBIC) for im in images]
         rows = np.array([np.asarray(im) for im in squashed], dtype=np.uint8)
@@ -52,6 +54,17 @@ def to_uint8(images: Images, *, side_px: int) -> Tensor:
             f"torch.uint8 of shape (N, {side_px}, {side_px}, 3), or PIL images"
         )
     return images
+
+
+def _check_pictures(images: Sequence[Image.Image]) -> None:
+    if isinstance(images, Image.Image):
+        raise ValueError("one picture was given where several are expected: write [picture]")
+    for index, picture in enumerate(images):
+        if not isinstance(picture, Image.Image):
+            raise ValueError(
+                f"images[{index}] is a {type(picture).__name__}; give PIL images (a path opens "
+                "with PIL.Image.open), or an array of uint8"
+            )
 
 
 def fixed_batches(images: Tensor, *, batch_size: int) -> Iterator[Tensor]:

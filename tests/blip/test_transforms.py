@@ -27,6 +27,24 @@ def test_a_grey_image_becomes_red_green_blue() -> None:
     assert to_uint8([Image.new("L", (5, 5), 9)], side_px=8).shape == (1, 8, 8, 3)
 
 
+def test_an_array_may_be_turned_round() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    turned = to_uint8(images[::-1, :, ::-1], side_px=8)
+    assert np.array_equal(turned.numpy(), images[:, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (Image.new("RGB", (5, 5)), r"one picture was given .* write \[picture\]"),
+        (["cat.jpg"], r"images\[0\] is a str; give PIL images"),
+    ],
+)
+def test_what_is_no_list_of_pictures_is_refused(images: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        to_uint8(images, side_px=8)  # type: ignore[arg-type]  # the point of the test
+
+
 def test_no_images_are_an_empty_tensor() -> None:
     assert to_uint8([], side_px=8).shape == (0, 8, 8, 3)
 

@@ -25,7 +25,8 @@ from capfilt_blip.tasks.answers import (
     score_answers,
     write_answers,
 )
-from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tasks.asked import check_lists
+from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
 from capfilt_blip.vqa import BlipVqa
@@ -53,7 +54,7 @@ class Answerer:
         device: Device = "cpu",
         dtype: Dtype = "float32",
     ) -> None:
-        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
         self._device = torch.device(device)
 
@@ -177,10 +178,7 @@ class Answerer:
     ) -> list[list[T]]:
         """Do for each question what `act` does for a batch of them, each with its own image."""
         pixels = to_uint8(images, side_px=self.image_size_px)
-        if len(questions) != len(pixels):
-            raise ValueError(
-                f"{len(questions)} lists of questions were given for {len(pixels)} images"
-            )
+        check_lists(questions, pixels, what="questions", each="image")
         done: list[list[T]] = []
         for batch in fixed_batches(pixels, batch_size=batch_size):
             now = questions[len(done) : len(done) + len(batch)]

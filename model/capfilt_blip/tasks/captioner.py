@@ -15,7 +15,7 @@ from capfilt_blip.blip import BlipCaptioner
 from capfilt_blip.checkpoint import load_captioner
 from capfilt_blip.decode import Generated, Limits, generate_greedy, generate_sampled
 from capfilt_blip.sampling import Sampling, row_key
-from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
 
@@ -55,7 +55,7 @@ class Captioner:
         device: Device = "cpu",
         dtype: Dtype = "float32",
     ) -> None:
-        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
         self._device = torch.device(device)
 
@@ -131,7 +131,12 @@ class Captioner:
 
         Returns:
             For each image `num_captions` captions, in order.
+
+        Raises:
+            ValueError: an option is out of its bounds, or there are not as many keys as images.
         """
+        if num_captions < 1:
+            raise ValueError(f"num_captions is {num_captions}; it must be 1 or more")
         limits = Limits(
             min_new_tokens=min_new_tokens,
             max_new_tokens=max_new_tokens,

@@ -12,7 +12,8 @@ from torch import Tensor
 from capfilt_blip.boxes import BoxTokens, from_bins
 from capfilt_blip.checkpoint import load_grounding
 from capfilt_blip.grounding import BlipGrounding, SeenImages, write_boxes
-from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tasks.asked import check_lists
+from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
 
@@ -60,7 +61,7 @@ class Grounder:
         dtype: Dtype = "float32",
     ) -> None:
         self._box_tokens = BoxTokens.of(tokenizer)
-        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
         self._device = torch.device(device)
 
@@ -104,8 +105,7 @@ class Grounder:
             ValueError: there are not as many lists of phrases as images.
         """
         pixels = to_uint8(images, side_px=self.image_size_px)
-        if len(phrases) != len(pixels):
-            raise ValueError(f"{len(phrases)} lists of phrases were given for {len(pixels)} images")
+        check_lists(phrases, pixels, what="phrases", each="image")
         boxes: list[list[Box]] = []
         for batch in fixed_batches(pixels, batch_size=batch_size):
             boxes += self._locate_batch(batch, phrases[len(boxes) : len(boxes) + len(batch)])

@@ -13,7 +13,8 @@ from torch import Tensor
 from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.checkpoint import load_matcher
-from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tasks.asked import check_lists
+from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tokenizer import TokenBatch, Tokenizer
 from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
 
@@ -69,7 +70,7 @@ class Matcher:
     ) -> None:
         if first_token not in get_args(ItmFirstToken):
             raise ValueError(f"first_token is {first_token!r}; it must be 'enc' or 'cls'")
-        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
         self._device = torch.device(device)
         self._first_token = first_token
@@ -126,11 +127,10 @@ class Matcher:
             One per image, in order.
 
         Raises:
-            ValueError: there are not as many lists of texts as images.
+            ValueError: there are not as many lists of texts as images, or a text is no list.
         """
         pixels = to_uint8(images, side_px=self.image_size_px)
-        if len(texts) != len(pixels):
-            raise ValueError(f"{len(texts)} lists of texts were given for {len(pixels)} images")
+        check_lists(texts, pixels, what="texts", each="image")
         scores: list[MatchScores] = []
         for batch in fixed_batches(pixels, batch_size=batch_size):
             scores += self._score_batch(batch, texts[len(scores) : len(scores) + len(batch)])

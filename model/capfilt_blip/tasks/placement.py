@@ -12,6 +12,21 @@ Device: TypeAlias = str | torch.device
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+def torch_device(name: Device) -> torch.device:
+    """Return the torch device of a name.
+
+    Raises:
+        ValueError: torch does not know it, or this machine or build of torch does not have it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"device is {str(name)!r}, which cannot be used here: {reason}") from error
+    return device
+
+
 def torch_dtype(name: Dtype) -> torch.dtype:
     """Return the torch dtype of a name.
 

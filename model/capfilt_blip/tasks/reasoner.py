@@ -10,7 +10,7 @@ from torch import Tensor
 
 from capfilt_blip.checkpoint import load_nlvr
 from capfilt_blip.nlvr import BlipNlvr
-from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tasks.texts import clean_sentence
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
@@ -42,7 +42,7 @@ class Reasoner:
         device: Device = "cpu",
         dtype: Dtype = "float32",
     ) -> None:
-        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
         self._device = torch.device(device)
 

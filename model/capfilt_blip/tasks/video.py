@@ -18,7 +18,7 @@ from torch import Tensor
 from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.checkpoint import load_matcher
-from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tasks.reranker import Hits, Reranker, Retrieved
 from capfilt_blip.text import TextStack
 from capfilt_blip.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class VideoRetriever:
         device: Device = "cpu",
         dtype: Dtype = "float32",
     ) -> None:
-        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
 
     @classmethod

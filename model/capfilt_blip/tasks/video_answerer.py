@@ -23,7 +23,8 @@ from capfilt_blip.tasks.answers import (
     read_questions,
     write_answers,
 )
-from capfilt_blip.tasks.placement import Device, Dtype, torch_dtype
+from capfilt_blip.tasks.asked import check_lists
+from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tasks.video import Videos, frames_of, video_memory
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.vqa import BlipVqa
@@ -54,7 +55,7 @@ class VideoAnswerer:
         device: Device = "cpu",
         dtype: Dtype = "float32",
     ) -> None:
-        self._model = model.to(device, torch_dtype(dtype)).eval()
+        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
         self._tokenizer = tokenizer
 
     @classmethod
@@ -145,10 +146,7 @@ class VideoAnswerer:
         act: Callable[[Memory], list[T]],
     ) -> Iterator[list[T]]:
         """Yield for each video what `act` makes of each of its questions."""
-        if len(questions) != len(videos):
-            raise ValueError(
-                f"{len(questions)} lists of questions were given for {len(videos)} videos"
-            )
+        check_lists(questions, videos, what="questions", each="video")
         for place, asked in enumerate(questions):
             yield self._of_video(videos, place, asked, act)
 
