@@ -63,9 +63,10 @@ def generate_beams(
     growing = _first_texts(prompts, room=room, pad_id=config.pad_token_id)
     ended = dataclasses.replace(growing, scores=torch.full_like(growing.scores, -torch.inf))
     improvable = torch.ones_like(growing.scores[:, :1], dtype=torch.bool)  # (I, 1)
-    cache = decoder.new_cache(num_texts=growing.scores.numel(), num_tokens=room)
 
-    hidden = decoder.step(growing.rows(0, start), position=0, cache=cache, memory=memory)
+    hidden, cache = decoder.read_prompt(
+        prompt_ids, num_texts=growing.scores.numel(), num_tokens=room, memory=memory
+    )
     for end in range(start, room):
         length = end + 1 - start
         logprobs = writer.token_logits(hidden).float().log_softmax(-1)  # (I K, V)

@@ -85,7 +85,7 @@ class BlipMatcher(nn.Module):
         Returns:
             (B, 2) logits; index 1 says that the text matches.
         """
-        logits: Tensor = self.itm_head(self.text_encoder.fuse(token_ids, mask, memory)[:, 0])
+        logits: Tensor = self.itm_head(self.text_encoder.fuse_first(token_ids, mask, memory))
         return logits
 
     def image_vectors(self, image_embeds: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class BlipMatcher(nn.Module):
 
     def text_vectors(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Map texts, (B, L) with [CLS] first, to unit vectors, (B, E)."""
-        return F.normalize(self.text_proj(self.text_encoder.encode(token_ids, mask)[:, 0]), dim=-1)
+        return F.normalize(self.text_proj(self.text_encoder.encode_first(token_ids, mask)), dim=-1)
 
 
 class Blip(nn.Module):

@@ -77,8 +77,9 @@ def generate_greedy(
         prompt_ids: what each text starts with, [DEC] first.
         limits: on the texts.
     """
-    prompts = torch.tensor(prompt_ids).repeat(len(memory), 1)
-    return _generate(writer, memory, prompts, limits=limits, choose=_likeliest)
+    return _generate(
+        writer, memory, prompt_ids, num_texts=len(memory), limits=limits, choose=_likeliest
+    )
 
 
 def generate_sampled(
@@ -105,8 +106,9 @@ def generate_sampled(
     def draw(logits: Tensor, step: int) -> Tensor:
         return sample(logits, row_keys=keys, step=step, sampling=sampling)
 
-    prompts = torch.tensor(prompt_ids).repeat(len(row_keys), 1)
-    return _generate(writer, memory, prompts, limits=limits, choose=draw)
+    return _generate(
+        writer, memory, prompt_ids, num_texts=len(row_keys), limits=limits, choose=draw
+    )
 
 
 def _likeliest(logits: Tensor, step: int) -> Tensor:
@@ -114,27 +116,29 @@ def _likeliest(logits: Tensor, step: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _generate(
+def _generate(  # one more than six, all of them handed on
     writer: Writer,
     memory: Memory,
-    prompts: Tensor,
+    prompt_ids: Sequence[int],
     *,
+    num_texts: int,
     limits: Limits,
     choose: Callable[[Tensor, int], Tensor],
 ) -> Generated:
     """Run the loop; `choose` maps (B, V) logits and the step's number to (B,) token ids."""
     config, decoder = writer.config, writer.text_decoder
-    num_texts, start = prompts.shape
+    start = len(prompt_ids)
     room = checked_room(start + limits.max_new_tokens, max_positions=config.text.max_positions)
-    cache = decoder.new_cache(num_texts=num_texts, num_tokens=room)
-    prompts = prompts.to(memory.device)
-    tokens = prompts.new_full((num_texts, room), config.pad_token_id)
-    tokens[:, :start] = prompts
-    num_tokens = prompts.new_zeros(num_texts)
+    prompt = torch.tensor(prompt_ids, device=memory.device)
+    tokens = prompt.new_full((num_texts, room), config.pad_token_id)
+    tokens[:, :start] = prompt
+    num_tokens = prompt.new_zeros(num_texts)
     logprobs = torch.zeros(num_texts, device=memory.device)
-    unfinished = prompts.new_ones(num_texts, dtype=torch.bool)
+    unfinished = prompt.new_ones(num_texts, dtype=torch.bool)
 
-    hidden = decoder.step(prompts, position=0, cache=cache, memory=memory)
+    hidden, cache = decoder.read_prompt(
+        prompt_ids, num_texts=num_texts, num_tokens=room, memory=memory
+    )
     for step in range(limits.max_new_tokens):
         end = start + step
         logits = writer.token_logits(hidden).float()  # (B, V)

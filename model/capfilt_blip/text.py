@@ -15,13 +15,14 @@ L text tokens, D width, H heads, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capfilt_blip.attention import KV, Attention, FeedForward, Memory
+from capfilt_blip.attention import KV, Attention, FeedForward, Memory, drop
 from capfilt_blip.config import TextConfig
 from capfilt_blip.recompute import layer_calls
 
@@ -72,6 +73,14 @@ class TextStack(nn.Module):
         """
         return self._read(self.embeddings(token_ids), mask[:, None, None, :], memory=None)
 
+    def encode_first(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """Give what `encode` gives for the first token of each text, (B, D), for less.
+
+        The last layer is computed for that token alone.
+        """
+        hidden = self.embeddings(token_ids)
+        return self._read(hidden, mask[:, None, None, :], memory=None, num_wanted=1)[:, 0]
+
     def fuse(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
         """Read texts together with their images.
 
@@ -84,6 +93,11 @@ class TextStack(nn.Module):
             (B, L, D).
         """
         return self.fuse_embedded(self.embeddings(token_ids), mask, memory)
+
+    def fuse_first(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+        """Give what `fuse` gives for the first token of each text, (B, D), for less."""
+        hidden = self.embeddings(token_ids)
+        return self._read(hidden, mask[:, None, None, :], memory=memory, num_wanted=1)[:, 0]
 
     def fuse_embedded(self, hidden: Tensor, mask: Tensor, memory: Memory) -> Tensor:
         """Do what `fuse` does with texts that another stack has read already.
@@ -151,12 +165,44 @@ class TextStack(nn.Module):
             )
         return hidden[:, -1]
 
-    def _read(self, hidden: Tensor, visible: Tensor, *, memory: Memory | None) -> Tensor:
+    def read_prompt(
+        self, prompt_ids: Sequence[int], *, num_texts: int, num_tokens: int, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """Read the prompt that all texts begin with, once for each image.
+
+        Args:
+            prompt_ids: tokens of the prompt.
+            num_texts: B; the texts of one image will follow each other.
+            num_tokens: tokens of each text that the cache must have room for, the prompt's too.
+            memory: of I images.
+
+        Returns:
+            (B, D), the hidden state of the prompt's last token; and the cache for `step`.
+        """
+        num_images, length = len(memory), len(prompt_ids)
+        prompts = torch.tensor(prompt_ids, device=memory.device).expand(num_images, length)
+        read = self.new_cache(num_texts=num_images, num_tokens=length)
+        hidden = self.step(prompts, position=0, cache=read, memory=memory)
+        cache = self.new_cache(num_texts=num_texts, num_tokens=num_tokens)
+        copies = num_texts // num_images
+        cache[:, :, :, :, :length] = read.repeat_interleave(copies, dim=2)
+        return hidden.repeat_interleave(copies, dim=0), cache
+
+    def _read(
+        self,
+        hidden: Tensor,
+        visible: Tensor,
+        *,
+        memory: Memory | None,
+        num_wanted: int | None = None,
+    ) -> Tensor:
+        """Go through the layers; of the last one only the first `num_wanted` tokens."""
         kvs = [None] * len(self.layers) if memory is None else memory.layers
         kv_visible = None if memory is None else memory.visible
         calls = layer_calls(self.layers, num_recomputed=self.num_recomputed, training=self.training)
-        for call, kv in zip(calls, kvs, strict=True):
-            hidden = call(hidden, visible=visible, kv=kv, kv_visible=kv_visible)
+        wanted = [None] * (len(calls) - 1) + [num_wanted]
+        for call, kv, count in zip(calls, kvs, wanted, strict=True):
+            hidden = call(hidden, visible=visible, kv=kv, kv_visible=kv_visible, num_wanted=count)
         return hidden
 
     def _text_layers(self) -> list[TextLayer]:
@@ -177,7 +223,7 @@ class TextEmbeddings(nn.Module):
         """Map (B, L) int64 to (B, L, D); the first token stands at `position`."""
         end = position + token_ids.shape[1]
         hidden = self.words(token_ids) + self.positions.weight[position:end]
-        return F.dropout(self.norm(hidden), self.dropout, self.training)
+        return drop(self.norm(hidden), self.dropout, training=self.training)
 
 
 class TextLayer(nn.Module):
@@ -190,18 +236,26 @@ class TextLayer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, hidden: Tensor, *, visible: Tensor, kv: KV | None, kv_visible: Tensor | None
+        self,
+        hidden: Tensor,
+        *,
+        visible: Tensor,
+        kv: KV | None,
+        kv_visible: Tensor | None,
+        num_wanted: int | None = None,
     ) -> Tensor:
-        """Map (B, L, D) to (B, L, D).
+        """Map (B, L, D) to (B, L, D), or to the first so many tokens of it.
 
         Args:
             hidden: (B, L, D).
             visible: bool, broadcastable to (B, H, L, L): True where the row may see the column.
             kv: this layer's keys and values of the images; None leaves cross-attention out.
             kv_visible: (I, 1, 1, P) bool, which of these may be seen; None is all.
+            num_wanted: tokens to compute, from the first on; None is all. `visible` must be the
+                same for all rows then.
         """
         hidden = self.self_attention(
-            hidden, kv=self.self_attention.project(hidden), visible=visible
+            hidden[:, :num_wanted], kv=self.self_attention.project(hidden), visible=visible
         )
         if kv is not None:
             hidden = self.cross_attention(hidden, kv=kv, visible=kv_visible)

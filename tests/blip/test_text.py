@@ -146,3 +146,25 @@ def test_the_language_model_head_ends_in_the_word_embeddings() -> None:
     hidden = torch.randn(3, 32)
     expected = head.norm(F.gelu(head.dense(hidden))) @ words.T + head.bias
     torch.testing.assert_close(head(hidden, words), expected)
+
+
+@torch.no_grad()
+def test_the_first_token_alone_is_what_the_whole_text_gives_there(stack: TextStack) -> None:
+    ids, mask = texts(num_texts=6)
+    mask[1, 4:] = False
+    image = stack.project_memory(torch.randn(2, 9, 24))
+    torch.testing.assert_close(stack.encode_first(ids, mask), stack.encode(ids, mask)[:, 0])
+    torch.testing.assert_close(
+        stack.fuse_first(ids, mask, image), stack.fuse(ids, mask, image)[:, 0]
+    )
+
+
+@torch.no_grad()
+def test_a_prompt_read_once_serves_all_texts_of_an_image(stack: TextStack) -> None:
+    image = stack.project_memory(torch.randn(2, 9, 24))
+    hidden, cache = stack.read_prompt([7, 8, 9], num_texts=6, num_tokens=5, memory=image)
+    own = stack.new_cache(num_texts=6, num_tokens=5)
+    prompts = torch.tensor([[7, 8, 9]]).repeat(6, 1)
+    expected = stack.step(prompts, position=0, cache=own, memory=image)
+    torch.testing.assert_close(hidden, expected)
+    torch.testing.assert_close(cache, own)
