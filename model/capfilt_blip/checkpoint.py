@@ -271,8 +271,11 @@ def _load(
     found = find(source, task=_TASKS[kind], tokenizer=tokenizer)
     config = found.config.at_image_size(image_size_px) if image_size_px else found.config
     # Built without memory, then filled: no time is spent on random weights.
-    with torch.device("meta"):
-        model = kind(config).to(dtype)
+    try:
+        with torch.device("meta"):
+            model = kind(config).to(dtype)
+    except ValueError as error:
+        raise CheckpointError(f"{found.place}: {error}") from error
     model.to_empty(device="cpu")
     weights = _with_fitting_positions(found.weights, config=config, place=found.place)
     _fill(model, weights, place=found.place, name=KINDS[_TASKS[kind]].name)

@@ -84,7 +84,8 @@ def find(source: str | Path, *, task: Task, tokenizer: str | Path | None) -> Fou
         return _in_directory(place, task=task, tokenizer=tokenizer)
     tensors = read_file(place)
     contents = recognise(tensors, place=place)
-    _refuse_other_task(contents.task, wanted=task, place=place, found=f"{contents.layout} weights")
+    found = f"{place}: weights in the layout of {contents.layout}"
+    _refuse_other_task(contents.task, wanted=task, found=found, due="due")
     if contents.layout == "transformers":
         config, _ = _read_config(place.parent / "config.json", wanted=task)
         words = _checked_tokenizer(Path(tokenizer or place.parent), config=config)
@@ -116,31 +117,25 @@ def _read_config(path: Path, *, wanted: Task) -> tuple[BlipConfig, Task]:
         ) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a BLIP config: {error}") from error
-    architectures = fields.get("architectures") or [KINDS[wanted].architecture]
+    due = KINDS[wanted].architecture
+    architectures = fields.get("architectures") or [due]
     tasks = {kind.architecture: task for task, kind in KINDS.items()} | {_WIDE_VQA: "VQA"}
+    found = f"{path}: architectures is {architectures}"
     if len(architectures) != 1 or architectures[0] not in tasks:
-        raise CheckpointError(
-            f"{path}: architectures is {architectures}; a {KINDS[wanted].name} is "
-            f"{KINDS[wanted].architecture!r}"
-        )
+        raise CheckpointError(f"{found}; a {KINDS[wanted].name} is {due!r}")
     trained_for: Task = tasks[architectures[0]]
-    _refuse_other_task(
-        trained_for, wanted=wanted, place=path, found=f"architectures is {architectures}"
-    )
+    _refuse_other_task(trained_for, wanted=wanted, found=found, due=repr(due))
     return config, trained_for
 
 
-def _refuse_other_task(trained_for: Task, *, wanted: Task, place: Path, found: str) -> None:
+def _refuse_other_task(trained_for: Task, *, wanted: Task, found: str, due: str) -> None:
     if trained_for == wanted or (trained_for == "pre-training" and wanted in _HALVES):
         return
-    kind = KINDS[trained_for]
-    readers = [
-        kind.loader,
-        *(KINDS[half].loader for half in _HALVES if trained_for == "pre-training"),
-    ]
+    readers = [trained_for, *(_HALVES if trained_for == "pre-training" else ())]
+    loaders = " or ".join(KINDS[task].loader for task in readers)
     raise CheckpointError(
-        f"{place}: {found}, a {kind.name}; {' or '.join(readers)} reads it, not "
-        f"{KINDS[wanted].loader}"
+        f"{found}, a {KINDS[trained_for].name}, which {loaders} reads; "
+        f"a {KINDS[wanted].name} is {due}"
     )
 
 

@@ -122,17 +122,31 @@ def nucleus(logits: Tensor, *, top_p: float) -> tuple[Tensor, Tensor]:
     """
     num_tokens = logits.shape[-1]
     assert num_tokens <= 2**_TOKEN_BITS, f"the vocabulary has {num_tokens} tokens"
-    quantised = (logits.softmax(-1).double() * 2**_PROBABILITY_BITS).round().to(torch.int64)
-    descending_ids = torch.arange(num_tokens - 1, -1, -1, device=logits.device)
-    ranks = (quantised << _TOKEN_BITS) + descending_ids
+    probabilities = logits.softmax(-1)
     limit = int(top_p * 2**_PROBABILITY_BITS)
-    for count in (min(_NUM_LIKELIEST, num_tokens), num_tokens):
-        likeliest, token_ids = ranks.topk(count, dim=-1)
-        probabilities = likeliest >> _TOKEN_BITS
-        reached = probabilities.cumsum(-1)
-        if bool((reached[:, -1] >= limit).all()):
-            break
-    return token_ids, reached - probabilities < limit
+    if num_tokens > _NUM_LIKELIEST:
+        likeliest, token_ids = probabilities.topk(_NUM_LIKELIEST, dim=-1)
+        quantised, token_ids = _ranked(likeliest, token_ids)
+        # Which of several equal tokens topk leaves out is its own affair, so the nucleus has to be
+        # full without those that equal the last.
+        above = quantised.masked_fill(quantised == quantised[:, -1:], 0).sum(-1)
+        if bool((above >= limit).all()):
+            return token_ids, quantised.cumsum(-1) - quantised < limit
+    every_id = torch.arange(num_tokens, device=logits.device).expand_as(probabilities)
+    quantised, token_ids = _ranked(probabilities, every_id)
+    return token_ids, quantised.cumsum(-1) - quantised < limit
+
+
+def _ranked(probabilities: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Make probabilities whole numbers and sort, the likeliest first, equal ones by token id.
+
+    Returns:
+        (B, C) int64, probabilities in units of 2**-_PROBABILITY_BITS; and (B, C) int64 token ids.
+    """
+    quantised = (probabilities.double() * 2**_PROBABILITY_BITS).round().to(torch.int64)
+    last_id = 2**_TOKEN_BITS - 1
+    ranks = ((quantised << _TOKEN_BITS) + (last_id - token_ids)).sort(-1, descending=True).values
+    return ranks >> _TOKEN_BITS, last_id - (ranks & last_id)
 
 
 def _only_top_k(logits: Tensor, top_k: int) -> Tensor:

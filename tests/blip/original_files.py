@@ -246,8 +246,11 @@ def _tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     noise = torch.randn(shape, generator=generator)
     if "norm" in name.lower() and name.endswith("weight"):
         return 1 + 0.1 * noise
-    fan_in = noise[0].numel() if noise.ndim > 1 else 25
-    return noise if "embed" in name and noise.ndim < 4 else noise * 2 / fan_in**0.5
+    if name.endswith(("embeddings.weight", "pos_embed", "cls_token")):
+        return 0.2 * noise
+    # Queries and keys are larger, for attention that looks somewhere.
+    gain = 2.0 if any(part in name for part in ("query", "key", "qkv", "patch_embed")) else 0.7
+    return noise * gain / (noise[0].numel() if noise.ndim > 1 else 25) ** 0.5
 
 
 def _tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -216,8 +216,8 @@ def test_a_matcher_is_no_captioner(
 ) -> None:
     save_matcher(tmp_path, model=matcher, tokenizer=tokenizer)
     assert message(tmp_path) == (
-        f"{tmp_path}/config.json: architectures is ['BlipForImageTextRetrieval'], a matcher; "
-        "load_matcher reads it, not load_captioner"
+        f"{tmp_path}/config.json: architectures is ['BlipForImageTextRetrieval'], a matcher, "
+        "which load_matcher reads; a captioner is 'BlipForConditionalGeneration'"
     )
 
 
@@ -395,3 +395,22 @@ def test_the_tokenizer_of_an_original_must_have_its_number_of_tokens(
         f"{tmp_path}/model.pth: words for {tokenizer.vocab_size + 3} tokens, and the tokenizer has "
         f"{tokenizer.vocab_size}; give the one it was trained with"
     )
+
+
+def test_pickles_are_downloaded_only_where_there_are_no_safetensors(
+    folder: Path, captioner: BlipCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    asked: list[str] = []
+
+    def download(hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(" ".join(allow_patterns[3:]))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert same_parameters(load_captioner("owner/name")[0], captioner)
+    assert asked == [
+        "model.safetensors model.safetensors.index.json model-*.safetensors",
+        "pytorch_model.bin pytorch_model.bin.index.json pytorch_model-*.bin",
+    ]

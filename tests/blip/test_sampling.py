@@ -119,6 +119,11 @@ def test_equal_logits_are_ranked_by_token_id() -> None:
     assert token_ids[0][kept[0]].tolist() == [0, 1, 2, 3]
 
 
+def test_more_equal_logits_than_the_short_list_holds_are_ranked_by_token_id() -> None:
+    token_ids, kept = nucleus(torch.zeros(1, 700), top_p=0.2999)
+    assert token_ids[0][kept[0]].tolist() == list(range(210))
+
+
 def test_the_likeliest_token_is_always_in_the_nucleus() -> None:
     token_ids, kept = nucleus(torch.tensor([[0.0, 9.0, 0.0]]), top_p=0.01)
     assert token_ids[0][kept[0]].tolist() == [1]
