@@ -29,18 +29,18 @@ from torch import Tensor, nn
 
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig
+from capfilt_blip.files.hf_names import POSITIONS, hf_name
+from capfilt_blip.files.layouts import Task
+from capfilt_blip.files.model_card import card, preprocessor
+from capfilt_blip.files.reading import KINDS, architecture_of, find
+from capfilt_blip.files.shapes import grid_side
+from capfilt_blip.files.weights import CheckpointError as CheckpointError  # what a load raises
+from capfilt_blip.files.weights import some_of
 from capfilt_blip.grounding import BlipGrounding
-from capfilt_blip.hf_names import POSITIONS, hf_name
-from capfilt_blip.layouts import Task
-from capfilt_blip.model_card import card, preprocessor
 from capfilt_blip.nlvr import BlipNlvr
-from capfilt_blip.reading import KINDS, architecture_of, find
-from capfilt_blip.shapes import grid_side
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.vision import resize_positions
 from capfilt_blip.vqa import BlipVqa
-from capfilt_blip.weights import CheckpointError as CheckpointError  # what a load raises
-from capfilt_blip.weights import some_of
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from capfilt_blip.beam import Beams, generate_beams
 from capfilt_blip.blip import BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.decode import Limits, generate_greedy
-from capfilt_blip.hf_names import hf_name
+from capfilt_blip.files.hf_names import hf_name
 from capfilt_blip.losses import lm_loss
 
 transformers = pytest.importorskip("transformers")

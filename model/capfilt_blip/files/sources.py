@@ -7,8 +7,8 @@ from pathlib import Path
 
 import huggingface_hub
 
+from capfilt_blip.files.weights import CheckpointError
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.weights import CheckpointError
 
 _BERT = "bert-base-uncased"  # whose vocabulary every published BLIP has
 _CONFIG_AND_TOKENIZER = ["config.json", "tokenizer.json", "vocab.txt"]

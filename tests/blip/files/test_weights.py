@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from capfilt_blip.weights import CheckpointError, read_directory, read_file
+from capfilt_blip.files.weights import CheckpointError, read_directory, read_file
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(4)}
 

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from capfilt_blip.weights import CheckpointError, some_of
+from capfilt_blip.files.weights import CheckpointError, some_of
 
 Layout = Literal["transformers", "original", "mmpretrain"]
 Task = Literal["captioning", "retrieval", "pre-training", "VQA", "NLVR2", "grounding"]

@@ -15,9 +15,9 @@ from pathlib import Path
 from torch import Tensor
 
 from capfilt_blip.config import BlipConfig, TextConfig, VisionConfig
-from capfilt_blip.hf_names import POSITIONS
+from capfilt_blip.files.hf_names import POSITIONS
+from capfilt_blip.files.weights import CheckpointError
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.weights import CheckpointError
 
 _HEAD_WIDTH = 64  # of BERT-base, ViT-B and ViT-L alike
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from capfilt_blip.config import BlipConfig
-from capfilt_blip.layouts import Task
-from capfilt_blip.model_card import card
-from capfilt_blip.reading import KINDS, architecture_of
+from capfilt_blip.files.layouts import Task
+from capfilt_blip.files.model_card import card
+from capfilt_blip.files.reading import KINDS, architecture_of
 
 
 def text(task: Task, config: BlipConfig) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from capfilt_blip.config import BlipConfig
-from capfilt_blip.layouts import Task, for_task, named_as_in_transformers, recognise
-from capfilt_blip.shapes import config_of
-from capfilt_blip.sources import locate, read_tokenizer, tokenizer_beside
+from capfilt_blip.files.layouts import Task, for_task, named_as_in_transformers, recognise
+from capfilt_blip.files.shapes import config_of
+from capfilt_blip.files.sources import locate, read_tokenizer, tokenizer_beside
+from capfilt_blip.files.weights import CheckpointError, read_directory, read_file
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.weights import CheckpointError, read_directory, read_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

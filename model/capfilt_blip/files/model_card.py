@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from capfilt_blip.config import BlipConfig
-from capfilt_blip.layouts import Task
+from capfilt_blip.files.layouts import Task
 from capfilt_blip.transforms import CHANNEL_MEAN, CHANNEL_STD
 
 

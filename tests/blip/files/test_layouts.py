@@ -16,11 +16,11 @@ from capfilt_blip import checkpoint
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.checkpoint import CheckpointError
 from capfilt_blip.config import BlipConfig
+from capfilt_blip.files.hf_names import hf_name
+from capfilt_blip.files.layouts import for_task, recognise
+from capfilt_blip.files.shapes import config_of
 from capfilt_blip.grounding import BlipGrounding
-from capfilt_blip.hf_names import hf_name
-from capfilt_blip.layouts import for_task, recognise
 from capfilt_blip.nlvr import BlipNlvr
-from capfilt_blip.shapes import config_of
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.vqa import BlipVqa
 from tests.blip import original, original_files

@@ -1,0 +1,1 @@
+"""Models in files: where they lie, what they hold, and whose names their tensors have."""
