@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.blip.original_files import BASE, LARGE, Size, filled
-from tests.blip.test_layouts import (
+from tests.blip.files.test_layouts import (
     CHECKS,
     ORIGINALS,
     Build,
@@ -19,6 +18,7 @@ from tests.blip.test_layouts import (
     load,
     written,
 )
+from tests.blip.original_files import BASE, LARGE, Size, filled
 
 pytestmark = pytest.mark.long
 
