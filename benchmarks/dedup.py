@@ -66,7 +66,7 @@ def planted_web(count: int, dimensions: int) -> tuple[pa.Table, Vectors]:
         "phash": pa.array(phash),
         "width_px": pa.array(side),
         "height_px": pa.array(side),
-        "itm_prob": pa.array(random.random(count, dtype=np.float32)),
+        "text_fit": pa.array(random.random(count, dtype=np.float32)),
     }
     return pa.table(columns), vectors
 

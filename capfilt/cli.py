@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe_command(
     commands: Commands, name: str, help_: str, command: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help_, description=help_.capitalize() + ".")
+    parser = commands.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
     parser.add_argument("recipe", help="YAML file; `capfilt init` writes one")
     parser.add_argument(
         "--set",
@@ -212,6 +212,7 @@ def _run_stage(options: argparse.Namespace, *, stage: str) -> None:
 def _run_loop(options: argparse.Namespace) -> None:
     from capfilt.console import show_funnel
     from capfilt.stages.loop import bootstrap
+    from capfilt.stages.status import open_rounds
 
     if options.rounds is not None:
         options.overrides.append(f"rounds={options.rounds}")
@@ -219,6 +220,9 @@ def _run_loop(options: argparse.Namespace) -> None:
     with _open_pool(recipe) as pool:
         for funnel in bootstrap(recipe, pool, rounds=recipe.rounds):
             show_funnel(funnel)
+    for tables in open_rounds(recipe):
+        if tables.committed("publish"):
+            print(f"dataset of round {tables.round}: {tables.of('publish').store.url}")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -237,7 +241,11 @@ def _explain(options: argparse.Namespace) -> None:
     from capfilt.stages.explain import find_lost, find_samples, not_found, passport
     from capfilt.stages.tables import open_tables
 
-    tables = open_tables(_recipe(options), options.round)
+    recipe = _recipe(options)
+    if not 0 <= options.round < recipe.rounds:
+        found = f"--round: found {options.round}; rounds of the recipe: 0 to {recipe.rounds - 1}"
+        raise RecipeError(options.recipe, [found])
+    tables = open_tables(recipe, options.round)
     samples, lost = find_samples(tables, options.key), find_lost(tables, options.key)
     if not samples and not lost:
         raise not_found(tables, options.key)
@@ -255,7 +263,7 @@ def _report(options: argparse.Namespace) -> None:
 
     with _writing(options.out):
         write_report(_recipe(options), Path(options.out))
-    print(f"{options.out} is written; open it in a browser")
+    print(f"{Path(options.out).resolve()} is written; open it in a browser")
 
 
 def _schemas(options: argparse.Namespace) -> None:

@@ -126,11 +126,17 @@ class CaptionSection(Section):
     """How the captioner samples (T_s). Defaults are the paper's nucleus sampling, sec. 4.1."""
 
     model: Name
-    """Captioner: hub id or directory with config.json and model.safetensors."""
+    """Captioner: hub id or directory with config.json and model.safetensors: a BLIP, or any
+    image-to-text model of transformers."""
     num_captions: int = Field(1, ge=1, le=64)
     """Synthetic texts per image. The paper uses 1."""
-    prompt: str = "a picture of "
-    """Prefix the captioner was finetuned with; not part of the stored text."""
+    prompt: str | None = None
+    """What the text goes on from, or what a chat model is asked; not part of the stored text. Null:
+    `a picture of ` for BLIP, which was finetuned to go on from it; for a chat model, to describe
+    the image in one short sentence; for others none."""
+    image_size_px: int | None = Field(None, ge=16)
+    """Side of the square pictures shown to a model that takes any shape, such as a Qwen-VL. A model
+    with a size of its own keeps that; a BLIP has one."""
     top_p: float = Field(0.9, gt=0, le=1)
     """Nucleus mass (arXiv:2201.12086, sec. 4.1: p = 0.9)."""
     top_k: int = Field(0, ge=0)
@@ -150,19 +156,20 @@ class CaptionSection(Section):
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> CaptionSection:
-        if self.min_new_tokens > self.max_new_tokens:
+        if self.min_new_tokens >= self.max_new_tokens:  # the end token needs a place
             raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens, "
+                f"min_new_tokens is {self.min_new_tokens}, not below max_new_tokens, "
                 f"{self.max_new_tokens}; lower the first or raise the second"
             )
         return self
 
 
 class ScoreSection(Section):
-    """The filter: ITM probability and ITC cosine of every text."""
+    """The filter: ITM probability and ITC cosine of every text; a CLIP gives the cosine alone."""
 
     model: Name
-    """Filter: hub id or directory with config.json and model.safetensors."""
+    """Filter: hub id or directory with config.json and model.safetensors: a BLIP, CLIP or
+    SigLIP."""
     batch_images: int = Field(16, ge=2, le=4096)
     """Images per batch; fixed, see caption.batch_images."""
     dtype: DType = "float32"
@@ -173,11 +180,13 @@ class SelectSection(Section):
     """The policy over scores. Pure: change it as often as you like, nothing is scored again."""
 
     policy: Literal["both", "best", "web_first"] = "both"
-    """both: each text is judged apart (the paper's rule). best: the best passing text of an image.
-    web_first: synthetic texts only where no web text passes."""
-    min_itm_prob: Probability = 0.5
-    """Lowest ITM match probability of a web text. 0.5 is BLIP's rule: the head says "match"."""
-    min_itm_prob_synthetic: Probability = 0.5
+    """both: each text is judged apart (the paper's rule). best: of an image's passing texts the
+    one with the highest ITM probability, or cosine if the filter gives none. web_first: synthetic
+    texts only where no web text passes."""
+    min_itm_prob: Probability | None = 0.5
+    """Lowest ITM match probability of a web text. 0.5 is BLIP's rule: the head says "match". Null:
+    not asked, as it must be of a filter that gives none."""
+    min_itm_prob_synthetic: Probability | None = 0.5
     """The same for synthetic texts."""
     min_itc_cos: Cosine | None = None
     """Lowest ITC cosine of a web text. Null: not asked."""
@@ -317,7 +326,8 @@ class PoolSection(Section):
     decode_processes: int = Field(1, ge=1, le=64)
     """Image-decoding processes beside each worker."""
     shard_timeout_s: float = Field(3600, gt=0)
-    """A shard that takes longer is taken from its worker."""
+    """A shard that takes longer is taken from its worker. `dedup` and `train` take as long as they
+    take: their one piece of work is the whole round."""
     download: WorkersSection = WorkersSection()
     """Workers of `download`."""
     index: WorkersSection = WorkersSection()

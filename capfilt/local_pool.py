@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from capfilt.errors import CapfiltError, ShardError
-from capfilt.pool import AnyJob, Fetched, ShardReport, Worker, failed_report
+from capfilt.pool import AnyJob, Fetched, ShardReport, Worker, failed_report, read_shard
 from capfilt.route import Route
 from capfilt.stopping import stop_on_signals
 from capfilt.suspects import Suspect, breaks_device, carry_out, worker_error
@@ -72,7 +72,7 @@ class _Bench:
         for position in reversed(range(len(self._chain))):
             if self._route.waiting[position]:
                 shard = self._route.waiting[position].popleft()
-                fetched = self._reader.submit(self._chain[position].fetch, shard)
+                fetched = self._reader.submit(read_shard, self._chain[position], shard)
                 return _Reading(position=position, shard=shard, fetched=fetched)
         return None
 
@@ -101,7 +101,7 @@ def _outputs(
     job: AnyJob, worker: Worker[object, object], shard: int, fetched: Fetched[object]
 ) -> list[object]:
     """The shard's outputs, after as many attempts as it takes to find the rows that raise."""
-    suspect = Suspect(shard)
+    suspect = Suspect(shard, divisible=job.resources.divisible)
     while suspect.given_up is None:
         try:
             outputs = carry_out(job, worker, fetched, suspect.next_task())

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, overload
 
+from capfilt.errors import ShardError
 from capfilt.records import Reason
 
 InputT = TypeVar("InputT")
@@ -75,7 +76,11 @@ class Resources:
     num_workers: int = 1
     num_cpus: float = 1.0  # per worker; may be a fraction
     num_gpus: float = 0.0  # per worker; may be a fraction
-    shard_timeout_s: float = 3600.0  # a shard that takes longer is taken from its worker
+    shard_timeout_s: float = (
+        3600.0  # a shard that takes longer is taken from its worker; may be inf
+    )
+    divisible: bool = True
+    """Whether a shard's inputs stand alone, so that one which fails its worker can be left out."""
 
 
 class ShardJob(Protocol[InputT, OutputT]):
@@ -108,7 +113,7 @@ class ShardJob(Protocol[InputT, OutputT]):
         ...
 
     def quarantine(self, rejected: InputT, why: Quarantine) -> OutputT:
-        """The output that stands for an input no worker survives."""
+        """The output that stands for an input no worker survives; asked for if divisible."""
         ...
 
     def commit(
@@ -145,6 +150,18 @@ class Pool(Protocol):
     def close(self) -> None:
         """Give back workers and their machines."""
         ...
+
+
+def read_shard(job: ShardJob[InputT, OutputT], shard: int) -> Fetched[InputT]:
+    """Read a shard's inputs; a disk or store that fails meanwhile costs this shard only.
+
+    Raises:
+        ShardError: the shard cannot be read.
+    """
+    try:
+        return job.fetch(shard)
+    except OSError as err:
+        raise ShardError(f"cannot be read: {err}") from err
 
 
 def work_on_shard(

@@ -123,7 +123,7 @@ class Score:
     text_index: Int32
     text: str | None
     logprob: Float32 | None  # the captioner's, for synthetic texts
-    itm_prob: Float32 | None  # probability of "match", in [0, 1]
+    itm_prob: Float32 | None  # probability of "match", in [0, 1]; null by a CLIP for all texts
     itc_cos: Float32 | None  # cosine of the image and text projections, in [-1, 1]
     num_tokens: Int32 | None  # before truncation, special tokens excluded
     reason: str | None
@@ -156,7 +156,7 @@ class PublishedText:
     text: str
     text_source: TextSource
     text_index: Int32
-    itm_prob: Float32
+    itm_prob: Float32 | None  # null by a filter that gives cosines alone, such as CLIP
     itc_cos: Float32
     logprob: Float32 | None
     from_key: str  # the sample it was scored with: a duplicate's texts move to its representative

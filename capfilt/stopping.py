@@ -7,15 +7,17 @@ stands. Nothing is lost either way: a shard that is not committed is made again 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from capfilt.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPING = b"\ncapfilt: stopping after this shard; Ctrl-C again stops at once\n"
 
 
 class StopRequest:
@@ -55,6 +57,10 @@ def stop_on_signals(*, within_s: float = 20.0) -> Iterator[StopRequest]:
         if request.requested:
             raise Stopped("stopped at once; the same command goes on from the last commit")
         request.requested = True
+        if number == signal.SIGINT:
+            # Not through sys.stderr: a handler may interrupt a write to it.
+            with suppress(OSError):
+                os.write(2, STOPPING)
         signal.setitimer(signal.ITIMER_REAL, within_s)
 
     handled = (*STOP_SIGNALS, signal.SIGALRM)

@@ -5,6 +5,9 @@ shard's rows are tried, halved each time, down to one row; a row that fails twic
 excluded from the shard (it gets a quarantine row instead) and the shard is run again. Whatever ends
 a worker is answered the same way: a signal, the out-of-memory killer, a hang, an exception.
 
+Where one input is the whole work, as in training, nothing can be left out and nothing is searched:
+an exception fails the shard at once, since it would come again; a death does so the second time.
+
 All of it is decided here from plain events; where the work runs is the pool's business.
 """
 
@@ -95,13 +98,17 @@ class Suspect:
         shard: its number.
         max_failures: failures in a row, searches aside, without a row to blame.
         max_excluded: rows that may be excluded.
+        divisible: whether rows can be left out of it at all.
     """
 
-    def __init__(self, shard: int, *, max_failures: int = 12, max_excluded: int = 8) -> None:
+    def __init__(
+        self, shard: int, *, max_failures: int = 12, max_excluded: int = 8, divisible: bool = True
+    ) -> None:
         self.shard = shard
         self.given_up: str | None = None
         self._max_failures = max_failures
         self._max_excluded = max_excluded
+        self._divisible = divisible
         self._excluded: dict[int, Quarantine] = {}
         self._failures = 0
         self._patience = 2  # failures until the next search
@@ -127,6 +134,9 @@ class Suspect:
 
     def failed(self, why: Quarantine) -> None:
         """Note that the last task, run or probe, ended the worker or raised."""
+        if not self._divisible:
+            self._count_whole(why)
+            return
         if self._search is None:
             self._count(why)
             return
@@ -135,6 +145,13 @@ class Suspect:
             self._exclude(self._search.culprit, why)
         # One more failure after a conviction is enough to look for the next culprit.
         self._end_search(patience=2 if self._search.culprit is None else 1)
+
+    def _count_whole(self, why: Quarantine) -> None:
+        self._failures += 1
+        if why.reason is Reason.WORKER_ERROR:
+            self.given_up = f"the worker raised {why.detail}"
+        elif self._failures == 2:
+            self.given_up = f"failed twice; last: {why.detail}"
 
     def _count(self, why: Quarantine) -> None:
         self._failures += 1

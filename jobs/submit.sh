@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Submit a capfilt command to a Ray cluster as a job, and follow it.
 #
-#     jobs/submit.sh run s3://bucket/recipe.yaml        on the cluster of $RAY_API_SERVER_ADDRESS
+#     jobs/submit.sh run /shared/recipe.yaml            on the cluster of $RAY_API_SERVER_ADDRESS
 #     jobs/submit.sh demo --folder /shared/demo         (default: http://127.0.0.1:8265)
 #
 # From a clone, the packages of this clone are sent along; a cluster on which capfilt is installed

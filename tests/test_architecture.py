@@ -24,7 +24,7 @@ HOMES = {
     "capfilt_blip": ("capfilt/workers/", "capfilt/miniature/teach", "model/capfilt_blip/"),
     "img2dataset": ("capfilt/io/fetch_child.py",),
     "tarfile": ("capfilt/io/tar.py",),
-    "transformers": (),
+    "transformers": ("capfilt/workers/",),
 }
 
 

@@ -287,6 +287,13 @@ def test_a_key_nobody_has_is_one_line(say, done):
     )
 
 
+@pytest.mark.parametrize("number", ["-1", "1", "5000"])
+def test_a_round_that_the_recipe_does_not_have_is_refused(number, say, done):
+    code, out, err = say("explain", done, "good-1", "--round", number)
+    assert (code, out) == (2, "")
+    assert f"--round: found {number}; rounds of the recipe: 0 to 0" in err
+
+
 def test_nothing_can_be_explained_before_the_index(say, fresh, tmp_path):
     code, _, err = say("explain", fresh, "good-0")
     assert code == 1
@@ -376,7 +383,7 @@ def test_init_and_run_are_all_it_takes(say, small_run, tmp_path):
     code, out, _ = say("run", str(recipe), *small)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == [
-        "index", "caption", "score", "select", "dedup", "publish",
+        "index", "caption", "score", "select", "dedup", "publish", "dataset",
     ]  # fmt: skip
     assert say("run", str(recipe), *small)[:2] == (0, out)
 

@@ -81,8 +81,8 @@ def test_every_problem_is_told_at_once_with_path_found_and_allowed():
         ({"download": {"allowed_hosts": "a:1"}}, "download.allowed_hosts: found 'a:1'; a list sh"),
         ({"download": {"user_agent_token": "a b"}}, "download.user_agent_token: found 'a b'; st"),
         (
-            {"caption": {"model": "c", "min_new_tokens": 30}},
-            "caption: min_new_tokens is 30, above max_new_tokens, 20; lower the first or raise",
+            {"caption": {"model": "c", "min_new_tokens": 20}},
+            "caption: min_new_tokens is 20, not below max_new_tokens, 20; lower the first or ra",
         ),
         (
             {"train": {"queue_size": 100}},

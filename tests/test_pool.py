@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from capfilt.errors import Stopped, StorageError
 from capfilt.local_pool import LocalPool
-from capfilt.pool import Fetched, Quarantine, ShardReport, work_on_shard
+from capfilt.pool import Fetched, Quarantine, Resources, ShardReport, work_on_shard
 from capfilt.records import Reason
 from tests.runtime.jobs import DoublingJob, DoublingWorker
 
@@ -47,6 +50,12 @@ def test_a_chain_starts_its_second_job_before_the_first_is_through(tmp_path: Pat
     assert stages.index("second") < 3
 
 
+def test_the_next_shard_is_read_while_the_worker_is_busy(tmp_path: Path):
+    once = Resources(divisible=False)
+    job = EagerJob(folder=tmp_path, was_read=threading.Event(), resources=once)
+    assert [r.error for r in run(job, shards=[0, 1])] == [None, None]
+
+
 def test_committed_shards_are_reported_and_not_worked_on(tmp_path: Path):
     run(DoublingJob(folder=tmp_path), shards=[0])
     again = run(DoublingJob(folder=tmp_path, on_build="raise"), shards=[0])
@@ -64,6 +73,16 @@ def test_rows_that_raise_are_quarantined_and_the_rest_is_kept(tmp_path: Path):
     assert job.rows(0)[1] == [1, "worker_error", "ValueError: row 1 is bad"]
 
 
+def test_a_shard_that_is_one_whole_fails_with_its_own_error_at_the_first_try(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    whole = Resources(divisible=False)
+    job = DoublingJob(folder=tmp_path, num_rows=1, on_row={0: "raise"}, resources=whole)
+    [report] = run(job, shards=[0])
+    assert report.error == "the worker raised ValueError: row 0 is bad"
+    assert len(caplog.records) == 1
+
+
 def test_a_shard_that_cannot_be_read_is_reported_and_goes_no_further(tmp_path: Path):
     first = DoublingJob(folder=tmp_path, unreadable=frozenset({1}))
     second = DoublingJob(folder=tmp_path, stage="second", source="first")
@@ -71,6 +90,12 @@ def test_a_shard_that_cannot_be_read_is_reported_and_goes_no_further(tmp_path: P
     assert [(r.stage, r.error) for r in reports if r.shard == 1] == [
         ("first", "shard 1 is damaged")
     ]
+
+
+def test_a_disk_that_fails_while_a_shard_is_read_costs_that_shard_only(tmp_path: Path):
+    first, second = run(BadDiskJob(folder=tmp_path), shards=[0, 1])
+    assert first.error == "cannot be read: [Errno 5] Input/output error"
+    assert second.error is None
 
 
 def test_a_storage_error_ends_the_run(tmp_path: Path):
@@ -106,9 +131,37 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class EagerJob(DoublingJob):
+    """Its worker takes the first shard only once the second is read."""
+
+    was_read: threading.Event
+
+    def fetch(self, shard):
+        if shard == 1:
+            self.was_read.set()
+        return super().fetch(shard)
+
+    def build_worker(self):
+        return EagerWorker(job=self)
+
+
+class EagerWorker(DoublingWorker):
+    def __call__(self, inputs):
+        assert self.job.was_read.wait(timeout=2), "the second shard is not read"
+        return super().__call__(inputs)
+
+
 class LosingWorker(DoublingWorker):
     def __call__(self, inputs):
         return super().__call__(inputs)[1:]
+
+
+class BadDiskJob(DoublingJob):
+    def fetch(self, shard):
+        if shard == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().fetch(shard)
 
 
 class FullDiskJob(DoublingJob):

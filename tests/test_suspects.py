@@ -107,6 +107,20 @@ def test_an_empty_shard_ends_the_search():
     assert isinstance(suspect.next_task(), Run)
 
 
+def test_a_whole_that_raises_is_given_up_at_once_with_its_error():
+    suspect = Suspect(0, divisible=False)
+    suspect.failed(Quarantine(reason=Reason.WORKER_ERROR, detail="ValueError: no pairs"))
+    assert suspect.given_up == "the worker raised ValueError: no pairs"
+
+
+def test_a_whole_that_dies_is_tried_once_more_and_never_searched():
+    suspect = Suspect(0, divisible=False)
+    suspect.failed(DIED)
+    assert suspect.next_task() == Run(shard=0)
+    suspect.failed(DIED)
+    assert suspect.given_up == "failed twice; last: the worker process died"
+
+
 def test_the_description_of_an_exception_is_the_same_in_every_process():
     error = ValueError(f"bad thing\n at {object()!r}")
     assert worker_error(error).detail == "ValueError: bad thing at <object object at 0x...>"

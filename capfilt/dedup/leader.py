@@ -81,8 +81,8 @@ def find_duplicates(  # noqa: PLR0913  # the bounds of three tiers, each set by 
 
     Args:
         images: one row per image, in any order, without nulls: `key` (unique), `image_sha256`,
-            `phash`, `width_px`, `height_px` as in `records.Sample`, and `itm_prob`, the highest of
-            its kept texts.
+            `phash`, `width_px`, `height_px` as in `records.Sample`, and `text_fit`, how well the
+            best of its kept texts fits.
         vectors: (N, E) float32 unit vectors of the same images in the same order.
         exact: whether equal bytes are a tier of their own; a copy shares the fate of the best
             image with its bytes, whose hash and vector are taken for its own.
@@ -120,17 +120,17 @@ def find_duplicates(  # noqa: PLR0913  # the bounds of three tiers, each set by 
 
 
 def rank_order(images: pa.Table) -> Positions:
-    """Rows from best to worst: more pixels, then higher `itm_prob`, then smaller `key`."""
+    """Rows from best to worst: more pixels, then higher `text_fit`, then smaller `key`."""
     ranking = pa.table(
         {
             "num_pixels": pc.multiply(
                 images["width_px"].cast(pa.int64()), images["height_px"].cast(pa.int64())
             ),
-            "itm_prob": images["itm_prob"],
+            "text_fit": images["text_fit"],
             "key": images["key"],
         }
     )
-    by = [("num_pixels", "descending"), ("itm_prob", "descending"), ("key", "ascending")]
+    by = [("num_pixels", "descending"), ("text_fit", "descending"), ("key", "ascending")]
     order: Positions = pc.sort_indices(ranking, sort_keys=by).to_numpy().astype(np.int64)
     return order
 

@@ -2,18 +2,20 @@
 
 It reads images from standard input and writes pixels, measurements or refusals to standard output
 (frames of `decode_wire.py`), one after the other, until its input ends; so it also ends when its
-parent dies. Before the first image it gives up what it no longer needs: opening files and sockets,
-writing files, starting processes, memory past a limit. An image that takes too much CPU time ends
-the process from within C code too, which no Python signal handler could.
+parent dies. Before the first image it gives up what it no longer needs: being root, opening files
+and sockets, writing files, starting processes, memory past a limit. An image that takes too much
+CPU time ends the process from within C code too, which no Python signal handler could.
 
-Colour and geometry are those of BLIP's evaluation: `convert("RGB")` (an alpha channel and an ICC
-profile are ignored, CMYK is converted without a profile), then a squash to a square, bicubic. Three
-things differ from a plain `Image.open(...).convert("RGB")`: the EXIF orientation is applied, 16-bit
-grey is scaled instead of clipped, and what is broken or truncated is refused.
+Colour is that of BLIP's evaluation: `convert("RGB")` (an alpha channel and an ICC profile are
+ignored, CMYK is converted without a profile). So is geometry, a bicubic squash to a square, unless
+another `Fit` is asked for. Three things differ from a plain `Image.open(...).convert("RGB")`: the
+EXIF orientation is applied, 16-bit grey is scaled instead of clipped, and what is broken or
+truncated is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -22,7 +24,7 @@ import resource
 import signal
 import sys
 import warnings
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, MpoImagePlugin, TiffImagePlugin, UnidentifiedImageError
@@ -31,11 +33,13 @@ from capfilt.io.decode_wire import (
     ANSWER,
     FORMATS,
     REQUEST,
+    Fit,
     ImageLimits,
     Inspected,
     Kind,
     Operation,
     Refused,
+    Resampling,
     pack_inspected,
     pack_refused,
     refuse,
@@ -56,6 +60,17 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation (tag 0x0112, EXIF 2.32 section 4.6.4) to the transposition that undoes it."""
+
+
+_NOBODY = 65534
+"""The user who owns nothing; Linux shows unknown users by this number (`overflowuid`)."""
+
+
+class _Square(NamedTuple):
+    """What pixels are asked for."""
+
+    side_px: int
+    fit: Fit
 
 
 class _RefusalError(Exception):
@@ -126,17 +141,30 @@ def _confine(limits: ImageLimits, *, max_files: int) -> None:
         _, hard = resource.getrlimit(kind)
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (lowest, lowest))
+    if os.geteuid() == 0:
+        _become_nobody()
+
+
+def _become_nobody() -> None:
+    # Root is not bound by the limit on processes, and may raise the others again. A container that
+    # knows no other user refuses; its walls must do then.
+    with contextlib.suppress(OSError):
+        os.setgroups([])
+        os.setgid(_NOBODY)
+        os.setuid(_NOBODY)
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO, limits: ImageLimits) -> None:
     while len(header := requests.read(REQUEST.size)) == REQUEST.size:
-        operation, side_px, num_bytes = REQUEST.unpack(header)
+        operation, side_px, crop_from_px, resampling, num_bytes = REQUEST.unpack(header)
         image_bytes = requests.read(num_bytes)
         if len(image_bytes) < num_bytes:
             return
         # SIGPROF is left at its default action: the kernel ends the process, whatever it is doing.
         signal.setitimer(signal.ITIMER_PROF, limits.timeout_s)
-        kind, body = _answer(Operation(operation), side_px, image_bytes, limits)
+        fit = Fit(crop_from_px=crop_from_px or None, resampling=Resampling(resampling))
+        asked = None if operation == Operation.INSPECT else _Square(side_px, fit)
+        kind, body = _answer(asked, image_bytes, limits)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(answers, kind, body)
 
@@ -147,14 +175,12 @@ def _send(answers: BinaryIO, kind: Kind, body: bytes) -> None:
     answers.flush()
 
 
-def _answer(
-    operation: Operation, side_px: int, image_bytes: bytes, limits: ImageLimits
-) -> tuple[Kind, bytes]:
+def _answer(asked: _Square | None, image_bytes: bytes, limits: ImageLimits) -> tuple[Kind, bytes]:
     try:
         name, image = _decode(image_bytes, limits)
-        if operation is Operation.INSPECT:
+        if asked is None:
             return Kind.INSPECTED, pack_inspected(_inspect(name, image))
-        return Kind.PIXELS, image.resize((side_px, side_px), Image.Resampling.BICUBIC).tobytes()
+        return Kind.PIXELS, _square(image, asked, max_pixels=limits.max_pixels).tobytes()
     except Exception as error:  # broken images make Pillow raise nearly everything
         if isinstance(error, ImportError) or getattr(error, "errno", None) is not None:
             raise  # not the image's fault: this process lacks something
@@ -200,6 +226,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         high_byte = np.clip(np.asarray(image), 0, 65535) >> 8
         image = Image.fromarray(high_byte.astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _square(image: Image.Image, asked: _Square, *, max_pixels: int) -> Image.Image:
+    """The square a model sees; see `Fit`."""
+    side, how = asked.side_px, Image.Resampling(asked.fit.resampling)
+    if asked.fit.crop_from_px is None:
+        return image.resize((side, side), how)
+    # Sides and margins are rounded down, as transformers does for CLIP.
+    shortest = min(image.size)
+    width, height = (asked.fit.crop_from_px * edge // shortest for edge in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    if width * height <= max_pixels:
+        return image.resize((width, height), how).crop(box)
+    # A line a thousand times as long as wide would grow to gigabytes. Scaling the square alone
+    # gives the same picture, but for the rounding between the two directions.
+    across, down = image.width / width, image.height / height
+    part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    return image.resize((side, side), how, box=part)
 
 
 def _inspect(name: str, image: Image.Image) -> Inspected:

@@ -26,6 +26,7 @@ import PIL
 from capfilt.io.decode_wire import (
     ANSWER,
     REQUEST,
+    Fit,
     ImageLimits,
     Inspected,
     Kind,
@@ -59,6 +60,7 @@ class Task:
     position: int  # in the call's list
     image: bytes
     side_px: int | None  # of the pixels asked for; None to inspect
+    fit: Fit  # into that square
     deaths: int = 0  # of children that were at this image
 
 
@@ -118,9 +120,7 @@ class DecodeProcess:
             and self._handed_out < MAX_IMAGES_PER_CHILD
         ):
             task = waiting.popleft()
-            operation = Operation.INSPECT if task.side_px is None else Operation.PIXELS
-            header = REQUEST.pack(operation, task.side_px or 0, len(task.image))
-            self._outbox += (memoryview(header), memoryview(task.image))
+            self._outbox += (memoryview(_header(task)), memoryview(task.image))
             self.in_flight.append(task)
             self._handed_out += 1
             if self.ready and len(self.in_flight) == 1:
@@ -216,7 +216,7 @@ class DecodeProcess:
         kind, body = Kind(self._header[0]), self._frame
         task = self.in_flight[0]
         try:
-            answer = _read_answer(kind, body, side_px=task.side_px)
+            answer = _read_answer(kind, body, side_px=task.side_px, limits=self._limits)
         except ValueError:
             self.ended = True
             return
@@ -231,11 +231,19 @@ class DecodeProcess:
         self._filled = 0
 
 
-def _read_answer(kind: Kind, body: bytearray, *, side_px: int | None) -> Answer:
+def _header(task: Task) -> bytes:
+    operation = Operation.INSPECT if task.side_px is None else Operation.PIXELS
+    fit = (task.fit.crop_from_px or 0, task.fit.resampling)
+    return REQUEST.pack(operation, task.side_px or 0, *fit, len(task.image))
+
+
+def _read_answer(
+    kind: Kind, body: bytearray, *, side_px: int | None, limits: ImageLimits
+) -> Answer:
     if kind is Kind.PIXELS:
         assert side_px is not None
         return np.frombuffer(body, np.uint8).reshape(side_px, side_px, 3)
-    return unpack_small(kind, body)
+    return unpack_small(kind, body, limits)
 
 
 def _command(limits: ImageLimits) -> list[str]:

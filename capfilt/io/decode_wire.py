@@ -16,7 +16,8 @@ from capfilt.records import Reason
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Pillow's names of the formats decoded; no other decoder is ever reached by an image."""
 
-REQUEST = struct.Struct("<BIQ")  # operation, side_px, bytes of the image that follows
+REQUEST = struct.Struct("<BIIBQ")
+"""Operation, side_px, `Fit` in two numbers (0 for None), bytes of the image that follows."""
 ANSWER = struct.Struct("<BI")  # kind, bytes of the body that follows
 MAX_DETAIL_CHARS = 200
 _SIZE_AND_HASH = struct.Struct("<IIQ")
@@ -49,6 +50,24 @@ class ImageLimits:
     max_bytes: int = 20_000_000  # of the encoded image
     timeout_s: float = 2.0  # CPU seconds, so that a busy machine does not change the outcome
     memory_bytes: int = 1536 * 2**20  # address space of the child; it needs about 150 MiB to start
+
+
+class Resampling(IntEnum):
+    """How pixels are resized; the numbers are Pillow's, and those of `preprocessor_config.json`."""
+
+    LANCZOS = 1
+    BILINEAR = 2
+    BICUBIC = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How a picture is brought into the square a model sees. As it stands: BLIP's squash."""
+
+    crop_from_px: int | None = None
+    """The shortest side is scaled to this, at least the square's side, and the square is cut from
+    the middle, as for CLIP. None: both sides are scaled to the square's, and nothing is lost."""
+    resampling: Resampling = Resampling.BICUBIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +105,13 @@ def pack_refused(refused: Refused) -> bytes:
     return f"{refused.reason.value}\n{refused.detail}".encode("utf-8", "backslashreplace")
 
 
-def unpack_small(kind: Kind, body: bytes | bytearray) -> Inspected | Refused:
+def unpack_small(kind: Kind, body: bytes | bytearray, limits: ImageLimits) -> Inspected | Refused:
     """Read the body of an answer that holds no pixels.
+
+    Args:
+        kind: from the header.
+        body: what followed it.
+        limits: what the child was told to refuse.
 
     Raises:
         ValueError: no honest child sends this.
@@ -99,6 +123,9 @@ def unpack_small(kind: Kind, body: bytes | bytearray) -> Inspected | Refused:
         name = body[_SIZE_AND_HASH.size :].decode("ascii")
         if name not in FORMATS:
             raise ValueError(f"format {name!r} is not one of {', '.join(FORMATS)}")
+        longest, shortest = max(width_px, height_px), min(width_px, height_px)
+        if longest > limits.max_side_px or shortest < max(limits.min_side_px, 1):
+            raise ValueError(f"{width_px} x {height_px} px should have been refused")
         return Inspected(image_format=name, width_px=width_px, height_px=height_px, phash=phash)
     if kind is Kind.REFUSED:
         reason, _, detail = body.decode("utf-8").partition("\n")

@@ -22,6 +22,8 @@ from typing import BinaryIO, ClassVar, Protocol
 import fsspec
 
 TEMPORARY_FOLDER = "_tmp"
+ABANDONED_AFTER_S = 3600.0
+"""Age at which a temporary file has lost its writer: it has that name for seconds, or a minute."""
 
 
 class Files(Protocol):
@@ -136,6 +138,7 @@ class LocalFiles:
         temporary = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
             _write_durably(temporary, payload)
+            _remove_abandoned(folder, now=temporary.stat().st_mtime)
             yield temporary
         finally:
             with suppress(OSError):
@@ -205,6 +208,21 @@ def _write_durably(path: Path, payload: bytes) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _remove_abandoned(folder: Path, *, now: float) -> None:
+    """Remove what killed writers left, on whichever machine they were.
+
+    A writer that was only stopped for so long finds its file gone, and tries again.
+
+    Args:
+        folder: of temporary files.
+        now: by the clock that dates the files.
+    """
+    for entry in os.scandir(folder):
+        with suppress(OSError):  # another writer was faster
+            if now - entry.stat().st_mtime > ABANDONED_AFTER_S:
+                os.unlink(entry)
 
 
 def _sync_folder(folder: Path) -> None:

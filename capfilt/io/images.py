@@ -24,10 +24,13 @@ import numpy.typing as npt
 
 from capfilt.errors import CapfiltError
 from capfilt.io.decode_process import Answer, DecodeProcess, Task
-from capfilt.io.decode_wire import ImageLimits, Inspected, Refused, refuse
+from capfilt.io.decode_wire import Fit, ImageLimits, Inspected, Refused, Resampling, refuse
 from capfilt.records import Reason
 
-__all__ = ["ImageDecoder", "ImageLimits", "Inspected", "Refused"]
+__all__ = ["SQUASH", "Fit", "ImageDecoder", "ImageLimits", "Inspected", "Refused", "Resampling"]
+
+SQUASH = Fit()
+"""Both sides scaled to the square's, bicubic, as BLIP's evaluation does."""
 
 _MAX_DEATHS = 2
 """A child may die of something else (a full machine, a stray kill), so an image is tried again."""
@@ -76,13 +79,14 @@ class ImageDecoder:
         return cast("list[Inspected | Refused]", self._decode(images, side_px=None))
 
     def pixels(
-        self, images: Sequence[bytes], *, side_px: int
+        self, images: Sequence[bytes], *, side_px: int, fit: Fit = SQUASH
     ) -> list[npt.NDArray[np.uint8] | Refused]:
-        """Decode images and squash them to squares, bicubic, as BLIP's evaluation does.
+        """Decode images and bring them into squares.
 
         Args:
             images: encoded, as found.
-            side_px: of the squares; both sides are scaled to it, nothing is cropped.
+            side_px: of the squares.
+            fit: how; as it stands, both sides are scaled and nothing is cropped.
 
         Returns:
             One answer per image, in the same order: (side_px, side_px, 3) uint8 RGB, or a refusal.
@@ -90,7 +94,7 @@ class ImageDecoder:
         Raises:
             CapfiltError: no child process can be started.
         """
-        answers = self._decode(images, side_px=side_px)
+        answers = self._decode(images, side_px=side_px, fit=fit)
         return cast("list[npt.NDArray[np.uint8] | Refused]", answers)
 
     def close(self) -> None:
@@ -101,7 +105,9 @@ class ImageDecoder:
 
     # A child that answers with the other operation's kind is killed (`decode_wire.is_expected`), so
     # the casts above hold.
-    def _decode(self, images: Sequence[bytes], *, side_px: int | None) -> list[Answer]:
+    def _decode(
+        self, images: Sequence[bytes], *, side_px: int | None, fit: Fit = SQUASH
+    ) -> list[Answer]:
         self._failed_starts = 0
         answers: dict[int, Answer] = {}
         waiting: deque[Task] = deque()
@@ -109,7 +115,7 @@ class ImageDecoder:
             if len(image) > self._limits.max_bytes:
                 answers[position] = _too_many_bytes(len(image), self._limits)
             else:
-                waiting.append(Task(position, image, side_px))
+                waiting.append(Task(position, image, side_px, fit))
         try:
             while len(answers) < len(images):
                 self._take_turn(waiting, answers)

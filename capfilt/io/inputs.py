@@ -30,6 +30,7 @@ class InputShard:
 
     url: str
     num_bytes: int
+    stamp: str  # changes when the file is written: all that its store tells of it
 
 
 def expand_pattern(pattern: str) -> list[InputShard]:
@@ -79,6 +80,25 @@ def pattern_digest(pattern: str) -> str:
         StorageError: as `shard_urls`.
     """
     return text_digest([url.rsplit("/", 1)[-1] for url in shard_urls(pattern)])
+
+
+def contents_digest(pattern: str) -> str:
+    """SHA-256 over the names, folders left out, and the contents of a pattern's shards.
+
+    Raises:
+        StorageError: as `expand_pattern`, or a shard cannot be read.
+    """
+    shards = expand_pattern(pattern)
+    return text_digest([f"{s.url.rsplit('/', 1)[-1]} {file_digest(s.url)}" for s in shards])
+
+
+def pattern_stamp(pattern: str) -> str:
+    """What changes when a pattern's shards do, told from their names, sizes and times alone.
+
+    Raises:
+        StorageError: as `expand_pattern`.
+    """
+    return text_digest([f"{shard.url} {shard.stamp}" for shard in expand_pattern(pattern)])
 
 
 def file_digest(url: str) -> str:
@@ -132,11 +152,15 @@ class UrlList:
 
     def _parts(self) -> Iterator[_Part]:
         """The pieces of the file in order; each can be read while the next is not yet asked for."""
-        with _opened(self.url) as file:
-            try:
-                yield from self._groups(file) if self.url.endswith(".parquet") else self._csv(file)
-            except pa.ArrowException as err:
-                raise StorageError(f"{self.url}: not a readable URL list: {err}") from err
+        with _opened(self.url) as file, self._explained():
+            yield from self._groups(file) if self.url.endswith(".parquet") else self._csv(file)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as err:  # a damaged page is an OSError to pyarrow
+            raise StorageError(f"{self.url}: not a readable URL list: {err}") from err
 
     def _groups(self, file: BinaryIO) -> Iterator[_Part]:
         parquet = pa.parquet.ParquetFile(file)
@@ -148,7 +172,9 @@ class UrlList:
             start = stop
 
     def _group(self, parquet: pa.parquet.ParquetFile, group: int) -> pa.Table:
-        return self._renamed(parquet.read_row_group(group, [self.url_column, self.text_column]))
+        # Called by `rows`, outside of what `_parts` explains.
+        with self._explained():
+            return self._renamed(parquet.read_row_group(group, [self.url_column, self.text_column]))
 
     def _csv(self, file: BinaryIO) -> Iterator[_Part]:
         # Texts stay as they are written: a column of numbers would lose its leading zeros. An empty
@@ -214,7 +240,7 @@ def _matches(name: str) -> list[InputShard]:
 def _shard(url: str, info: Mapping[str, Any]) -> InputShard:
     if info["type"] == "directory":
         raise StorageError(f"{url}: is a folder; name its shards, such as {url.rstrip('/')}/*.tar")
-    return InputShard(url=url, num_bytes=info["size"])
+    return InputShard(url=url, num_bytes=info["size"], stamp=text_digest([str(info)]))
 
 
 def _url(filesystem: fsspec.AbstractFileSystem, path: str, name: str) -> str:

@@ -7,8 +7,14 @@ digest, so that other weights under the same name are noticed.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
+import json
+import shutil
 import tempfile
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import fsspec
@@ -17,7 +23,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from capfilt.errors import CheckpointError
 
-WEIGHT_PATTERNS = ("*.json", "*.safetensors", "*.txt", "pytorch_model.bin")
+MODEL_PATTERNS = (
+    *("*.json", "*.safetensors", "pytorch_model.bin"),
+    *("*.txt", "*.model", "*.tiktoken", "*.jinja"),  # tokenizers, and what a chat is written as
+)
 """Files of a model directory that can change what the model says."""
 
 
@@ -41,7 +50,7 @@ def local_model(name: str) -> Path:
     if path.is_absolute() or name.startswith("."):
         raise CheckpointError(f"{name}: no such directory; give a model directory or a hub id")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(WEIGHT_PATTERNS)))
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_PATTERNS)))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as err:
         raise CheckpointError(
             f"{name}: neither a directory here nor a model the hub gives out "
@@ -55,24 +64,75 @@ def model_digest(directory: Path) -> str:
     Raises:
         CheckpointError: the directory holds no config.json.
     """
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory}: no config.json; not a model directory")
-    names = sorted({path.name for glob in WEIGHT_PATTERNS for path in directory.glob(glob)})
+    _config_file(directory)
+    names = {path.name for glob in MODEL_PATTERNS for path in directory.glob(glob)}
+    return digest_of({name: _file_digest(directory / name) for name in names})
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """What `model_digest` says of a directory with these files.
+
+    Args:
+        files: SHA-256 by name; files that say nothing of the model are passed by.
+    """
     digest = hashlib.sha256()
-    for name in names:
-        with (directory / name).open("rb") as file:
-            inner = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{len(name)}:{name}:{inner};".encode())
+    for name in sorted(files):
+        if any(fnmatchcase(name, glob) for glob in MODEL_PATTERNS):
+            digest.update(f"{len(name)}:{name}:{files[name]};".encode())
     return digest.hexdigest()
 
 
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_type_of(directory: Path) -> str | None:
+    """The kind of a model, such as `blip` or `clip`; None if its config.json names none.
+
+    Raises:
+        CheckpointError: the directory holds no config.json, or it is not JSON.
+    """
+    file = _config_file(directory)
+    try:
+        config = json.loads(file.read_bytes())
+    except ValueError as err:
+        raise CheckpointError(f"{file}: is not JSON: {err}") from err
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    return model_type if isinstance(model_type, str) else None
+
+
+def _config_file(directory: Path) -> Path:
+    file = directory / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{directory}: no config.json; not a model directory")
+    return file
+
+
 def _copied(url: str) -> Path:
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if not filesystem.exists(f"{path}/config.json"):
-        raise CheckpointError(f"{url}: no config.json there; not a model directory")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        if not filesystem.exists(f"{path}/config.json"):
+            raise CheckpointError(f"{url}: no config.json there; not a model directory")
+        sources = sorted(str(source) for source in filesystem.ls(path, detail=False))
+        return _copy(url, tuple((source, filesystem.ukey(source)) for source in sources))
+    except (OSError, ImportError, ValueError) as err:  # a store without its package, or unknown
+        raise CheckpointError(f"{url}: cannot be read: {_first_line(err)}") from err
+
+
+@functools.cache
+def _copy(url: str, files: tuple[tuple[str, str], ...]) -> Path:
+    """A copy that lasts as long as this process, which makes it once.
+
+    Args:
+        url: of the folder.
+        files: each file's path in the store, and what changes when it does.
+    """
+    filesystem, _ = fsspec.core.url_to_fs(url)
     target = Path(tempfile.mkdtemp(prefix="capfilt-model-"))
-    for source in filesystem.ls(path, detail=False):
-        filesystem.get_file(source, str(target / str(source).rsplit("/", 1)[-1]))
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    for source, _ in files:
+        filesystem.get_file(source, str(target / source.rsplit("/", 1)[-1]))
     return target
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from capfilt.errors import StorageError
 
 MAX_ROW_GROUP_BYTES = 64 * 2**20  # of data in memory; readers take a row group at a time
+MAX_COMBINED_BYTES = 2**30  # of data in one chunk; Arrow's offsets into bytes end at 2 GiB
 ZSTD_LEVEL = 3  # part of the bytes, so part of the format; pyarrow's own default may change
 MAX_FOOTER_BYTES = 256 * 2**20  # of strings in a foreign file's footer, before it is refused
 MAX_FOOTER_ITEMS = 4_000_000
@@ -64,7 +65,9 @@ def table_from(records: Sequence[T], record_type: type[T]) -> pa.Table:
             columns.append(pa.array(values, type=column.type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise TypeError(f"{record_type.__name__}.{column.name}: {error}") from error
-        if empty := _forbidden_null(columns[-1], column):
+        # past 2 GiB of bytes a column comes in chunks
+        chunks = columns[-1].chunks if isinstance(columns[-1], pa.ChunkedArray) else columns[-1:]
+        if empty := next((name for c in chunks if (name := _forbidden_null(c, column))), None):
             raise TypeError(f"{record_type.__name__}.{column.name}: {empty} holds None")
     return pa.Table.from_arrays(columns, schema=arrow_schema(record_type))
 
@@ -106,7 +109,7 @@ def to_bytes(table: pa.Table, *, metadata: Mapping[str, str] | None = None) -> b
         write_page_checksum=True,
         store_schema=True,
     ) as writer:
-        for piece in _row_groups(described.combine_chunks()):
+        for piece in _row_groups(described):
             writer.write_table(piece)
     payload: bytes = sink.getvalue().to_pybytes()
     file = _open(payload)
@@ -139,7 +142,7 @@ def from_bytes(
         _check_schema(file.schema_arrow, record_type, where=where)
         if absent := set(columns or ()) - set(file.schema_arrow.names):  # pyarrow would skip them
             raise StorageError(f"{where}: has no columns {sorted(absent)}")
-        table = file.read(columns=None if columns is None else list(columns), use_threads=False)
+        table = _read(file, None if columns is None else list(columns))
         table.validate(full=True)
         if table.num_rows != file.metadata.num_rows:  # footers have no checksum of their own
             raise ValueError(f"{table.num_rows} rows, {file.metadata.num_rows} were written")
@@ -169,6 +172,15 @@ def _open(payload: bytes) -> pq.ParquetFile:
         thrift_container_size_limit=MAX_FOOTER_ITEMS,
         arrow_extensions_enabled=False,
     )
+
+
+def _read(file: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
+    # pyarrow reads no nested column of more than 2 GiB at once, as the images of a shard may be
+    groups = range(file.num_row_groups)
+    if file.metadata.num_rows == 0:
+        return file.read(columns=columns, use_threads=False)
+    pieces = (file.read_row_group(i, columns=columns, use_threads=False) for i in groups)
+    return pa.concat_tables(pieces)
 
 
 def _arrow_fields(record_type: type) -> list[pa.Field]:
@@ -254,6 +266,8 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _row_groups(table: pa.Table) -> Iterator[pa.Table]:
+    if table.nbytes <= MAX_COMBINED_BYTES or table.num_rows < 2:
+        table = table.combine_chunks()  # so that the cut does not depend on the chunks
     if table.nbytes <= MAX_ROW_GROUP_BYTES or table.num_rows < 2:
         yield table
         return

@@ -55,22 +55,6 @@ def perceptual_hash(thumbnail: npt.NDArray[np.uint8]) -> int:
     return int.from_bytes(np.packbits(bits.reshape(16, 4).T).tobytes(), "big")
 
 
-def hamming_distance(
-    left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint8]:
-    """Count the bits in which hashes differ, pair by pair.
-
-    Args:
-        left: hashes, of any shape that broadcasts with `right`.
-        right: hashes.
-
-    Returns:
-        0 (alike) to 64, in the broadcast shape.
-    """
-    distance: npt.NDArray[np.uint8] = np.bitwise_count(left ^ right)
-    return distance
-
-
 def _transform(thumbnail: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """DCT-II of luminance, blue and red difference: (3, 9, 9), the lowest frequency first."""
     rgb = thumbnail.astype(np.int64)

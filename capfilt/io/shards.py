@@ -11,6 +11,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +20,7 @@ from typing import BinaryIO
 import fsspec
 
 from capfilt.errors import ShardError
+from capfilt.io.tar import Member, scan
 
 COPY_BYTES = 8 * 1024 * 1024
 
@@ -41,18 +44,31 @@ class ShardFile:
         """Length of the file."""
         return os.fstat(self.descriptor).st_size
 
-    def stream(self) -> BinaryIO:
-        """The file from its beginning; valid while the shard is open."""
-        stream = os.fdopen(self.descriptor, "rb", closefd=False)
-        stream.seek(0)
-        return stream
+    def members(self) -> Iterator[Member]:
+        """The regular files of the tar; see `tar.scan`.
+
+        Raises:
+            TarDamage: after the last sound member, if the tar is cut or broken.
+            ShardError: the disk fails.
+        """
+        with _explained(self.url), os.fdopen(self.descriptor, "rb", closefd=False) as stream:
+            yield from scan(stream)
 
     def read(self, *, offset: int, num_bytes: int) -> bytes:
-        """The bytes at a place; fewer if the file ends there. Thread-safe."""
-        return os.pread(self.descriptor, num_bytes, offset)
+        """The bytes at a place; fewer if the file ends there. Thread-safe.
+
+        Raises:
+            ShardError: the disk fails; what is read is then no sample's fault.
+        """
+        with _explained(self.url):
+            return os.pread(self.descriptor, num_bytes, offset)
 
     def sha256(self) -> str:
-        """SHA-256 of the whole file, as hex."""
+        """SHA-256 of the whole file, as hex.
+
+        Raises:
+            ShardError: the disk fails.
+        """
         digest = hashlib.sha256()
         for offset in range(0, self.num_bytes, COPY_BYTES):
             digest.update(self.read(offset=offset, num_bytes=COPY_BYTES))
@@ -74,10 +90,16 @@ def open_shard(url: str) -> ShardFile:
     Raises:
         ShardError: it does not exist or cannot be read.
     """
-    try:
+    with _explained(url):
         filesystem, path = fsspec.core.url_to_fs(url)
         with _open_local(path) if _is_local(filesystem) else _copy(filesystem, path) as file:
             return ShardFile(url=url, descriptor=os.dup(file.fileno()))
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ImportError, ValueError) as err:
         raise ShardError(f"{url}: cannot be read: {_reason(err)}") from err
 

@@ -21,6 +21,7 @@ from capfilt.errors import StorageError
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER_BYTES = 2**30
 MAX_MEMBERS = 1_000_000
+GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, 2.3.1
 MAX_HEADER_BYTES = 2**20  # of a long name or PAX header
 PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 WITHOUT_BYTES = (
@@ -177,6 +178,8 @@ def _read_header(stream: BinaryIO, position: int, end: int) -> tarfile.TarInfo |
     """The header at a position; None if the closing blocks begin there."""
     stream.seek(position)
     block = stream.read(BLOCK)
+    if position == 0 and block.startswith(GZIP_MAGIC):
+        raise TarDamage(0, "a compressed tar, and a plain one is needed; gunzip it")
     if len(block) < BLOCK:
         raise TarDamage(end, "the closing blocks are missing; the file was cut")
     if block.count(0) == BLOCK:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from capfilt.errors import CapfiltError
-from capfilt.pool import AnyJob, Fetched, Quarantine, ShardReport, Worker
+from capfilt.pool import AnyJob, Fetched, Quarantine, ShardReport, Worker, read_shard
 from capfilt.suspects import Task, breaks_device, carry_out, worker_error
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class ShardActor:
     def _read(self, ticket: int, shard: int) -> tuple[Fetched[object], float]:
         began = perf_counter()
         try:
-            fetched = self._job.fetch(shard)
+            fetched = read_shard(self._job, shard)
         except BaseException:
             with self._turns.of(ticket):  # or the next ticket would wait for this one for ever
                 raise

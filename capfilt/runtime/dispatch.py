@@ -146,7 +146,7 @@ class Dispatcher:
             self._blame(lane, gone.assigned[0], guilty)
         else:
             for assignment in reversed(gone.assigned):
-                lane.suspects.appendleft(self._suspect(assignment))
+                lane.suspects.appendleft(self._suspect(lane, assignment))
 
     def lost(self, actor: int) -> None:
         """An actor is gone with its machine: no shard is to blame."""
@@ -284,9 +284,12 @@ class Dispatcher:
                 return assigned.pop(index)
         return None
 
-    def _suspect(self, assignment: Assignment) -> Suspect:
-        shard = assignment.task.shard
-        return assignment.suspect or Suspect(shard, max_failures=self._limits.max_failures)
+    def _suspect(self, lane: Lane, assignment: Assignment) -> Suspect:
+        return assignment.suspect or Suspect(
+            assignment.task.shard,
+            max_failures=self._limits.max_failures,
+            divisible=lane.demand.divisible,
+        )
 
     def _requeue(self, lane: Lane, assignment: Assignment) -> None:
         if assignment.suspect is None:
@@ -297,7 +300,7 @@ class Dispatcher:
     def _blame(self, lane: Lane, assignment: Assignment, why: Quarantine) -> None:
         stage, task = lane.demand.stage, assignment.task
         log.warning("stage %s, shard %d: %s (%s)", stage, task.shard, why.detail, task)
-        suspect = self._suspect(assignment)
+        suspect = self._suspect(lane, assignment)
         suspect.failed(why)
         if suspect.given_up is None:
             lane.suspects.appendleft(suspect)

@@ -21,6 +21,7 @@ class Demand:
     num_workers: int
     shard_timeout_s: float
     committed: Mapping[int, ShardReport]
+    divisible: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

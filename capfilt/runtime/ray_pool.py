@@ -75,6 +75,7 @@ def _demand(job: AnyJob) -> Demand:
         num_workers=job.resources.num_workers,
         shard_timeout_s=job.resources.shard_timeout_s,
         committed=job.committed(),
+        divisible=job.resources.divisible,
     )
 
 

@@ -31,7 +31,13 @@ from capfilt.stages.shards import (
 from capfilt.stages.sources import WebShards, web_shards
 from capfilt.stages.tables import Tables
 from capfilt.workers.batches import SourceImage
-from capfilt.workers.caption import CaptionWorker, Sampling, failed_caption, load_captioner
+from capfilt.workers.caption import (
+    CaptionWorker,
+    check_captioner,
+    failed_caption,
+    load_captioner,
+)
+from capfilt.workers.protocols import Sampling
 
 STAGE = "caption"
 
@@ -44,11 +50,17 @@ def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
 
 
 def job(recipe: Recipe, tables: Tables) -> CaptionJob:
-    """The stage's work on one shard."""
+    """The stage's work on one shard.
+
+    Raises:
+        CheckpointError: the model is no captioner.
+    """
+    model = tables.sources["captioner"]
+    check_captioner(model.name, model.model_type, prompt=recipe.caption.prompt)
     return CaptionJob(
         recipe=recipe,
         round=tables.round,
-        model=tables.sources["captioner"].name,
+        model=model.name,
         shards=web_shards(recipe, tables),
         samples=tables.of("index"),
         table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
@@ -90,18 +102,20 @@ class CaptionJob:
     def build_worker(self) -> CaptionWorker:
         """Load the captioner and start the decoding processes."""
         pool, options = self.recipe.pool, self.recipe.caption
+        sampling = Sampling(
+            **options.model_dump(exclude={"model", "dtype", "image_size_px"}),
+            seed=self.recipe.seed,
+            round=self.round,
+        )
         captioner = load_captioner(
             local_model(self.model),
             device=pool.device,
             dtype=options.dtype,
             num_threads=pool.caption.threads,
+            image_size_px=options.image_size_px,
+            sampling=sampling,
         )
         decoder = ImageDecoder(image_limits(self.recipe), num_processes=pool.decode_processes)
-        sampling = Sampling(
-            **options.model_dump(exclude={"model", "dtype"}),
-            seed=self.recipe.seed,
-            round=self.round,
-        )
         return CaptionWorker(captioner, decoder, sampling)
 
     def fetch(self, shard: int) -> Fetched[SourceImage]:

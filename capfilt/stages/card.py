@@ -40,8 +40,9 @@ def dataset_card(funnels: Sequence[Funnel], *, license_: str | None) -> str:
 
 Each row is one image with its original bytes and all texts that the filter kept: web texts, and
 synthetic texts written by the captioner. `texts` holds, per text, its source, the filter's match
-probability (`itm_prob`) and cosine (`itc_cos`), the captioner's log-probability, and the key of
-the sample it was scored with (a removed duplicate's web text is with the image that stands for it).
+probability (`itm_prob`; null if the filter gives none) and cosine (`itc_cos`), the captioner's
+log-probability, and the key of the sample it was scored with (a removed duplicate's web text is
+with the image that stands for it).
 
 ```python
 from datasets import load_dataset

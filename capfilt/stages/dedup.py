@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,14 @@ from capfilt.io.commits import NewFile, Table
 from capfilt.io.parquet import arrow_schema, from_bytes, to_bytes
 from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport, Worker
 from capfilt.records import Group, ImageVector, PublishedText, Reason, Sample, Score, Verdict
-from capfilt.stages.shards import Funnel, funnel_of, reason_counts, resources_of, run_jobs
+from capfilt.stages.select import text_fit
+from capfilt.stages.shards import Funnel, funnel_of, reason_counts, round_resources_of, run_jobs
 from capfilt.stages.sources import web_shards
 from capfilt.stages.tables import Tables
 
 STAGE = "dedup"
 SAMPLE_COLUMNS = ["key", "shard", "image_sha256", "phash", "width_px", "height_px"]
+FIT_COLUMNS = ["key", "itm_prob", "itc_cos"]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -58,7 +61,7 @@ class RoundImages:
     """The readable images of a round, as columns.
 
     Args:
-        images: `SAMPLE_COLUMNS` and `itm_prob`, the highest of the image's kept texts; null if no
+        images: `SAMPLE_COLUMNS` and `text_fit`, the highest of the image's kept texts; null if no
             text of it is kept.
         vectors: (N, E) float32 unit vectors in the same order; zeros where there is none.
     """
@@ -87,7 +90,7 @@ class DedupWorker:
         """Nothing to give back."""
 
     def _groups(self, row: RoundImages) -> pa.Table:
-        has_text = row.images["itm_prob"].is_valid().to_numpy()
+        has_text = row.images["text_fit"].is_valid().to_numpy()
         found = find_duplicates(
             row.images.filter(pa.array(has_text)),
             row.vectors[has_text],
@@ -121,12 +124,14 @@ def group_columns(images: pa.Table, has_text: npt.NDArray[np.bool_], found: Dupl
     kept = np.zeros(len(images), bool)
     kept[with_text] = found.kept
     no_text = pa.array(~has_text)
-    representative = images["key"].take(pa.array(standing_for))
+    # Of tens of millions of images the keys are more than the 2 GiB a plain string column holds.
+    keys = images["key"].cast(pa.large_string())
+    representative = keys.take(pa.array(standing_for))
     return pa.table(
         {
-            "key": images["key"],
+            "key": keys,
             "shard": images["shard"],
-            "representative": pc.if_else(no_text, pa.scalar(None, pa.string()), representative),
+            "representative": pc.if_else(no_text, pa.scalar(None, keys.type), representative),
             "similarity": pc.if_else(no_text, pa.scalar(None, pa.float32()), pa.array(similarity)),
             "kept": pa.array(kept),
             "reason": pa.array(reasons, pa.string()),
@@ -135,16 +140,17 @@ def group_columns(images: pa.Table, has_text: npt.NDArray[np.bool_], found: Dupl
     )
 
 
-def best_kept_itm(scores: pa.Table, verdicts: pa.Table) -> pa.Table:
-    """Per key with a kept text, the highest ITM probability: columns `key`, `itm_prob`.
+def best_kept_fit(scores: pa.Table, verdicts: pa.Table) -> pa.Table:
+    """Per key with a kept text, how well the best one fits: columns `key`, `text_fit`.
 
     Args:
-        scores: `key` and `itm_prob` of a shard.
+        scores: `FIT_COLUMNS` of a shard.
         verdicts: `kept`, in the same order.
     """
-    kept = scores.select(["key", "itm_prob"]).filter(verdicts["kept"])
-    best = kept.group_by("key", use_threads=False).aggregate([("itm_prob", "max")])
-    return best.select(["key", "itm_prob_max"]).rename_columns(["key", "itm_prob"])
+    fits = pa.table({"key": scores["key"], "text_fit": text_fit(scores)})
+    kept = fits.filter(verdicts["kept"])
+    best = kept.group_by("key", use_threads=False).aggregate([("text_fit", "max")])
+    return best.select(["key", "text_fit_max"]).rename_columns(["key", "text_fit"])
 
 
 def attached_texts(scores: pa.Table, verdicts: pa.Table, movers: pa.Array) -> pa.Table:
@@ -191,7 +197,7 @@ class DedupJob:
     @property
     def resources(self) -> Resources:
         """What its one worker needs."""
-        return resources_of(self.recipe.pool, self.recipe.pool.dedup)
+        return round_resources_of(self.recipe.pool, self.recipe.pool.dedup)
 
     def committed(self) -> Mapping[int, ShardReport]:
         """The round's one piece of work, if all its shards are there."""
@@ -213,7 +219,7 @@ class DedupJob:
 
     def quarantine(self, rejected: RoundImages, why: Quarantine) -> pa.Table:
         """A round cannot be left out of itself: its one row is its whole input."""
-        raise AssertionError("one input is never bisected")
+        raise AssertionError("never asked for: not divisible")
 
     def commit(
         self, shard: int, fetched: Fetched[RoundImages], outputs: Sequence[pa.Table]
@@ -221,9 +227,13 @@ class DedupJob:
         """Write each representative's shard of groups."""
         [groups] = outputs
         texts = pa.concat_tables(self._moving_texts(groups))
-        for home in range(self.num_shards):
-            members = groups.filter(pc.equal(groups["home"], home))
-            self._commit_shard(home, with_texts(members, texts))
+        sharing = zip(
+            split_by_shard(groups, groups["home"], num_shards=self.num_shards),
+            split_by_shard(texts, homes_of(texts, groups), num_shards=self.num_shards),
+            strict=True,
+        )
+        for home, (members, theirs) in enumerate(sharing):
+            self._commit_shard(home, with_texts(members, theirs))
         return self._report(already=False)
 
     def _commit_shard(self, shard: int, rows: pa.Table) -> None:
@@ -251,26 +261,56 @@ class DedupJob:
     def _shard_images(self, shard: int) -> RoundImages:
         samples = from_bytes(self.samples.read(shard), Sample, [*SAMPLE_COLUMNS, "reason"])
         samples = samples.filter(samples["reason"].is_null()).select(SAMPLE_COLUMNS)
-        best = best_kept_itm(*self._judged(shard, ["key", "itm_prob"]))
+        best = best_kept_fit(*self._judged(shard, FIT_COLUMNS))
         place = pc.index_in(samples["key"], value_set=best["key"])
-        itm_prob = best["itm_prob"].take(place)
+        best_fit = best["text_fit"].take(place)
         stored = from_bytes(self.scores.read(shard, "vectors"), ImageVector)
         return RoundImages(
-            images=samples.append_column("itm_prob", itm_prob),
+            images=samples.append_column("text_fit", best_fit),
             vectors=_aligned(stored, samples["key"]),
         )
 
     def _moving_texts(self, groups: pa.Table) -> Iterator[pa.Table]:
         is_duplicate = pc.and_(pc.invert(groups["kept"]), groups["representative"].is_valid())
         duplicates = groups.filter(is_duplicate)
-        for shard in range(self.num_shards):
-            movers = duplicates["key"].filter(pc.equal(duplicates["shard"], shard))
+        movers = split_by_shard(duplicates, duplicates["shard"], num_shards=self.num_shards)
+        for shard, rows in enumerate(movers):
             scores, verdicts = self._judged(shard, None)
-            yield attached_texts(scores, verdicts, movers.combine_chunks())
+            keys = rows["key"].cast(pa.string()).combine_chunks()
+            yield attached_texts(scores, verdicts, keys)
 
     def _judged(self, shard: int, columns: list[str] | None) -> tuple[pa.Table, pa.Table]:
         scores = from_bytes(self.scores.read(shard), Score, columns)
         return scores, from_bytes(self.verdicts.read(shard), Verdict, ["kept"])
+
+
+def split_by_shard(
+    rows: pa.Table, shards: pa.ChunkedArray, *, num_shards: int
+) -> Iterator[pa.Table]:
+    """The rows of each shard from 0 on, in the order they have; sorted once, for all shards.
+
+    Args:
+        rows: of any kind.
+        shards: of each row, from 0 to below num_shards.
+        num_shards: how many there are.
+    """
+    numbers = shards.to_numpy()
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.searchsorted(numbers[order], np.arange(num_shards + 1))
+    ordered = rows.take(pa.array(order))
+    for start, stop in pairwise(bounds.tolist()):
+        yield ordered.slice(start, stop - start)
+
+
+def homes_of(texts: pa.Table, groups: pa.Table) -> pa.ChunkedArray:
+    """The shards that the texts of duplicates move to.
+
+    Args:
+        texts: `key` of the duplicates.
+        groups: the result of `group_columns`.
+    """
+    keys = texts["key"].cast(groups["key"].type)
+    return groups["home"].take(pc.index_in(keys, value_set=groups["key"]))
 
 
 def with_texts(members: pa.Table, texts: pa.Table) -> pa.Table:
@@ -283,7 +323,8 @@ def with_texts(members: pa.Table, texts: pa.Table) -> pa.Table:
     schema = arrow_schema(Group)
     none = pa.array([[]], schema.field("texts").type)
     choices = pa.chunked_array([*texts["texts"].chunks, none], none.type)
-    place = pc.fill_null(pc.index_in(members["key"], value_set=texts["key"]), len(texts))
+    keys = members["key"].cast(pa.string())
+    place = pc.fill_null(pc.index_in(keys, value_set=texts["key"]), len(texts))
     columns = {name: members[name] for name in schema.names if name != "texts"}
     columns["texts"] = choices.take(place)
     rows = pa.table([columns[name].cast(schema.field(name).type) for name in schema.names],

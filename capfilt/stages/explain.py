@@ -69,7 +69,6 @@ def passport(tables: Tables, sample: Sample) -> Passport:
     key, shard = sample.key, sample.shard
     home, group = _group(tables, key)
     members = _rows(tables.of("dedup"), home, Group, "representative", key)
-    published = _rows(tables.of("publish"), home, PublishedSample, "key", key)
     return Passport(
         sample=sample,
         captions=tuple(_rows(tables.of("caption"), shard, Caption, "key", key)),
@@ -77,7 +76,7 @@ def passport(tables: Tables, sample: Sample) -> Passport:
         verdicts=tuple(_rows(tables.of("select"), shard, Verdict, "key", key)),
         group=group,
         represents=tuple(member.key for member in members if member.key != key),
-        published_in=_published_file(tables, home) if published else None,
+        published_in=_published_file(tables, home, key),
         plans={stage: plan.digest for stage, plan in tables.plans.items() if stage in STAGES},
     )
 
@@ -110,9 +109,9 @@ def _group(tables: Tables, key: str) -> tuple[int | None, Group | None]:
     return None, None
 
 
-def _published_file(tables: Tables, shard: int | None) -> str | None:
-    if shard is None:
-        return None
+def _published_file(tables: Tables, shard: int | None, key: str) -> str | None:
     table = tables.of("publish")
-    commit = table.find(shard)
-    return None if commit is None else f"{table.store.url}/{commit.file().path}"
+    if shard is None or (commit := table.find(shard)) is None:
+        return None
+    keys = from_bytes(table.read(shard), PublishedSample, ["key"])["key"]  # not the images
+    return f"{table.store.url}/{commit.file().path}" if key in keys.to_pylist() else None

@@ -19,7 +19,7 @@ from capfilt.io.inputs import expand_pattern
 from capfilt.io.parquet import table_from, to_bytes
 from capfilt.io.rows import LazyRows
 from capfilt.io.shards import ShardFile, open_shard
-from capfilt.io.tar import Member, TarDamage, TarSample, group_samples, scan
+from capfilt.io.tar import Member, TarDamage, TarSample, group_samples
 from capfilt.lineage import sample_key
 from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport
 from capfilt.records import Reason, Sample
@@ -31,7 +31,7 @@ from capfilt.stages.shards import (
     resources_of,
     run_jobs,
 )
-from capfilt.stages.sources import WebShards, web_shards
+from capfilt.stages.sources import WebShards, refuse_other_web, web_shards
 from capfilt.stages.tables import Tables
 from capfilt.workers.inspect import Inspection, InspectWorker
 
@@ -53,10 +53,13 @@ def job(recipe: Recipe, tables: Tables) -> IndexJob:
 
     Raises:
         StorageError: input shards are missing, and not all are indexed; names the first few.
+        PlanError: input shards are not those that are indexed.
     """
     shards = web_shards(recipe, tables)
-    if recipe.input.shards is not None and len(tables.committed(STAGE)) < shards.count:
+    indexed = tables.committed(STAGE)
+    if recipe.input.shards is not None and len(indexed) < shards.count:
         expand_pattern(recipe.input.shards)
+    refuse_other_web(shards, indexed)
     return IndexJob(
         recipe=recipe,
         shards=shards,
@@ -254,7 +257,7 @@ class IndexJob:
         members: list[Member] = []
         damage = None
         try:
-            members.extend(scan(file.stream()))
+            members.extend(file.members())
         except TarDamage as err:
             if self.recipe.input.damaged_shards == "refuse":
                 raise ShardError(

@@ -36,6 +36,8 @@ def bootstrap(recipe: Recipe, pool: Pool, *, rounds: int) -> Iterator[Funnel]:
 
 def run_round(recipe: Recipe, tables: Tables, pool: Pool) -> Iterator[Funnel]:
     """One round: the funnel of each of its stages, as it is done."""
+    if tables.has("train"):
+        train.check_tokenizer(recipe, tables)  # now, rather than after days of captioning
     if tables.has("download"):
         yield download.run(recipe, tables, pool)
     chain = [stage.job(recipe, tables) for stage in CHAIN]

@@ -40,10 +40,12 @@ STAGES: dict[str, StageFacts] = {
 class Digests:
     """Digests of what a round reads from outside the run."""
 
-    web: str  # of the URL list, or of the input shards' names and sizes
+    web: str  # of the URL list, or of the input shards' names
     captioner: str
     filter: str
-    human: str | None = None  # of the human shards' names and sizes
+    captioner_type: str | None = None  # of its config.json: decides which code runs it
+    filter_type: str | None = None
+    human: str | None = None  # of the human shards' names and contents
     tokenizer: str | None = None  # of its directory; null if it is the captioner's
     start: str | None = None  # of the model training starts from
 
@@ -71,9 +73,11 @@ def stage_plans(recipe: Recipe, round_number: int, digests: Digests) -> dict[str
     # A damaged tar is refused or salvaged: no shard gives other bytes under the other setting.
     index = {**_options(recipe.index), **_options(recipe.input, "shards", "damaged_shards")}
     add("index", index, round_=0, shards=shards)
-    caption = {**_options(recipe.caption, "model"), "seed": recipe.seed}
-    add("caption", caption, index=digest("index"), captioner=digests.captioner)
-    add("score", _options(recipe.score, "model"), caption=digest("caption"), filter=digests.filter)
+    caption = {**_options(recipe.caption, "model"), "model_type": digests.captioner_type}
+    add("caption", {**caption, "seed": recipe.seed}, index=digest("index"),
+        captioner=digests.captioner)  # fmt: skip
+    score = {**_options(recipe.score, "model"), "model_type": digests.filter_type}
+    add("score", score, caption=digest("caption"), filter=digests.filter)
     add("select", _options(recipe.select), score=digest("score"))
     add("dedup", _options(recipe.dedup), select=digest("select"))
     add("publish", _options(recipe.publish), dedup=digest("dedup"))

@@ -159,7 +159,6 @@ def _without_repeats(
 
 def _published_text(score: Score) -> PublishedText:
     assert score.text is not None
-    assert score.itm_prob is not None
     assert score.itc_cos is not None
     return PublishedText(
         text=score.text,

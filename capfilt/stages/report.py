@@ -21,7 +21,7 @@ from capfilt.errors import CapfiltError, ShardError, StorageError
 from capfilt.io.images import ImageDecoder, Refused
 from capfilt.io.shards import ShardFile, open_shard
 from capfilt.io.thumbnails import thumbnail_jpeg
-from capfilt.records import Sample, TextSource
+from capfilt.records import Sample
 from capfilt.stages.index import image_limits
 from capfilt.stages.report_html import Picture, without_query
 from capfilt.stages.report_page import Report, render
@@ -32,16 +32,18 @@ from capfilt.stages.report_rows import (
     Seen,
     examples,
     first_samples,
+    fit_of,
     largest_groups,
     look_up,
     train_steps,
 )
-from capfilt.stages.report_scores import Pick, TextView, text_view
+from capfilt.stages.report_scores import Pick, TextView, Yardstick, text_view, yardstick_of
 from capfilt.stages.report_sections import Dropped, ReportedRound
 from capfilt.stages.shards import funnel_of
 from capfilt.stages.sources import WebShards, web_shards
 from capfilt.stages.status import round_status
 from capfilt.stages.tables import Tables, open_tables
+from capfilt.workers.kinds import gives_match_probability
 
 THUMBNAIL_PX = 128
 
@@ -61,12 +63,8 @@ def gather(recipe: Recipe) -> Report:
 
     Images are shown of one round: the last that has scores.
     """
-    thresholds: dict[TextSource, float] = {
-        "web": recipe.select.min_itm_prob,
-        "synthetic": recipe.select.min_itm_prob_synthetic,
-    }
     opened = _open_rounds(recipe)
-    rounds = [_reported(recipe, tables, thresholds) for tables in opened]
+    rounds = [_reported(recipe, tables) for tables in opened]
     last = max((i for i, round_ in enumerate(rounds) if round_.texts.totals.any()), default=0)
     tables, shown = opened[last], rounds[last]
     groups = largest_groups(tables)
@@ -75,10 +73,9 @@ def gather(recipe: Recipe) -> Report:
         name=recipe.input.name,
         rounds=tuple(rounds),
         shown=shown,
-        thresholds=thresholds,
         pictures=pictures,
         groups=groups,
-        dropped=tuple(_dropped(tables, shown.texts)),
+        dropped=tuple(_dropped(tables, shown)),
         models=tuple(
             (role, _last_part(source.name), source.digest)
             for role, source in sorted(tables.sources.items())
@@ -98,15 +95,16 @@ def _open_rounds(recipe: Recipe) -> list[Tables]:
     return opened
 
 
-def _reported(
-    recipe: Recipe, tables: Tables, thresholds: Mapping[TextSource, float]
-) -> ReportedRound:
-    texts = text_view(tables, thresholds)
+def _reported(recipe: Recipe, tables: Tables) -> ReportedRound:
+    has_itm_prob = gives_match_probability(tables.sources["filter"].model_type)
+    yardstick = yardstick_of(recipe.select, has_itm_prob=has_itm_prob)
+    texts = text_view(tables, yardstick)
     if not texts.totals.any():
         texts = replace(texts, sample=first_samples(tables))
     return ReportedRound(
         number=tables.round,
         stages=tuple(round_status(recipe, tables)),
+        yardstick=yardstick,
         texts=texts,
         steps=tuple(train_steps(tables)),
     )
@@ -171,11 +169,11 @@ def _picture(seen: Seen, image: bytes | str, decoder: ImageDecoder) -> Picture:
     return Picture(seen=seen, jpeg=thumbnail_jpeg(pixels, width_px=width_px, height_px=height_px))
 
 
-def _dropped(tables: Tables, texts: TextView) -> Iterator[Dropped]:
+def _dropped(tables: Tables, round_: ReportedRound) -> Iterator[Dropped]:
     """Every reason of every stage of a round with examples, in the order of the loop."""
     for stage in tables.plans:
         dropped = funnel_of(stage, tables.committed(stage).values(), round_=tables.round).dropped
-        shown = _examples(tables, stage, texts) if dropped else {}
+        shown = _examples(tables, stage, round_) if dropped else {}
         for reason, count in sorted(dropped.items(), key=lambda item: (-item[1], item[0])):
             if stage == "select" and reason not in shown:
                 continue  # texts that came without a score are told of by `score`
@@ -183,22 +181,26 @@ def _dropped(tables: Tables, texts: TextView) -> Iterator[Dropped]:
             yield Dropped(stage=stage, reason=reason, count=count, examples=rows)
 
 
-def _examples(tables: Tables, stage: str, texts: TextView) -> Mapping[str, Sequence[Example]]:
+def _examples(tables: Tables, stage: str, round_: ReportedRound) -> Mapping[str, Sequence[Example]]:
     if stage == "select":
-        return {reason: _text_examples(tables, picks) for reason, picks in texts.by_reason}
+        return {
+            reason: _text_examples(tables, picks, round_.yardstick)
+            for reason, picks in round_.texts.by_reason
+        }
     found = examples(tables, stage) if stage in EXAMPLE_COLUMNS else {}
     if stage == "download":
         return {reason: [_without_query(row) for row in rows] for reason, rows in found.items()}
     return found
 
 
-def _text_examples(tables: Tables, picks: Iterable[Pick]) -> list[Example]:
+def _text_examples(tables: Tables, picks: Iterable[Pick], yardstick: Yardstick) -> list[Example]:
     shown = []
     for pick in picks:
         seen = look_up(tables, pick.shard, [pick.key])[pick.key]
         for text in seen.texts:
             if (text.text_source, text.text_index) == pick.text:
-                score = None if text.itm_prob is None else f"ITM {text.itm_prob:.3f}"
+                fit = fit_of(text, yardstick)
+                score = None if fit is None else f"{yardstick.name} {fit:.3f}"
                 shown.append(Example(what=text.text or "", detail=score))
     return shown
 

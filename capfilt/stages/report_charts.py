@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from capfilt.records import TrainStep
-from capfilt.stages.report_scores import BINS, DROPPED, KEPT, UNJUDGED, Counts
+from capfilt.records import TextSource, TrainStep
+from capfilt.stages.report_scores import BINS, DROPPED, KEPT, UNJUDGED, Counts, Yardstick
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 22, 26  # room around the plot, for labels
@@ -56,41 +56,57 @@ def drop_shade(number: int) -> str:
     return f"d{number % DROP_SHADES}"
 
 
-def score_bar(itm_prob: float, *, threshold: float) -> str:
-    """A probability as a small bar, with the threshold as a tick."""
+def score_bar(fit: float, *, yardstick: Yardstick, source: TextSource) -> str:
+    """A score as a small bar, with the threshold of its source as a tick, if there is one."""
+    threshold = yardstick.thresholds[source]
+    tick = "" if threshold is None else _tick(yardstick.share(threshold))
     return (
         '<svg class="score" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="rail" x="0" y="2" width="100" height="4"/>'
-        f'<rect class="level" x="0" y="2" width="{_share(itm_prob) * 100:.2f}" height="4"/>'
-        f'<rect class="tick" x="{_share(threshold) * 100 - 0.5:.2f}" y="0" width="1" height="8"/>'
-        "</svg>"
+        f'<rect class="level" x="0" y="2" width="{yardstick.share(fit) * 100:.2f}" height="4"/>'
+        f"{tick}</svg>"
     )
 
 
-def histogram(counts: Counts, *, threshold: float, source: str) -> str:
-    """Texts of one source by ITM probability, kept and dropped ones stacked.
+def _tick(share: float) -> str:
+    return f'<rect class="tick" x="{share * 100 - 0.5:.2f}" y="0" width="1" height="8"/>'
+
+
+def histogram(counts: Counts, *, yardstick: Yardstick, source: TextSource) -> str:
+    """Texts of one source by their scores, kept and dropped ones stacked.
 
     The vertical axis shows square roots: a good filter is sure of most texts, and on a linear axis
     the doubtful ones between would vanish.
 
     Args:
         counts: (3 outcomes, BINS) texts.
-        threshold: where the dashed line is.
+        yardstick: what the horizontal axis shows, and where the dashed line is.
         source: of the texts; the colour's class.
     """
     most = int(counts.sum(axis=0).max(initial=0))
+    edges = [_along(yardstick, i / BINS) for i in range(BINS + 1)]
     bars = "".join(
-        _stack(i, [(o, int(counts[o, i])) for o in OUTCOMES], most=most) for i in range(BINS)
+        _stack(i, edges[i : i + 2], [(o, int(counts[o, i])) for o in OUTCOMES], most=most)
+        for i in range(BINS)
     )
-    marks = "".join(_x_label(LEFT + x * PLOT_WIDTH, f"{x:g}") for x in (0, 0.25, 0.5, 0.75, 1))
+    marks = "".join(
+        _x_label(LEFT + x * PLOT_WIDTH, _along(yardstick, x)) for x in (0, 0.25, 0.5, 0.75, 1)
+    )
     marks += "".join(_y_line(_root_share(n, most), f"{n:,}") for n in _root_ticks(most))
     return _chart(
-        f"{source} texts by ITM probability",
-        f'{marks}<g class="{source}">{bars}</g>{_threshold_line(threshold)}',
+        f"{source} texts by {yardstick.words}",
+        f'{marks}<g class="{source}">{bars}</g>{_threshold_line(yardstick, source)}',
     )
 
 
-def _stack(position: int, parts: Sequence[tuple[int, int]], *, most: int) -> str:
+def _along(yardstick: Yardstick, share: float) -> str:
+    """The number at a place of the scale."""
+    return f"{round(yardstick.low + share * (yardstick.high - yardstick.low), 6):.3g}"
+
+
+def _stack(
+    position: int, edges: Sequence[str], parts: Sequence[tuple[int, int]], *, most: int
+) -> str:
     """One bin: its whole height is the root of all its texts, shared out in proportion."""
     total = sum(count for _, count in parts)
     if not total:
@@ -98,7 +114,7 @@ def _stack(position: int, parts: Sequence[tuple[int, int]], *, most: int) -> str
     step = PLOT_WIDTH / BINS
     height = max(1.5, _root_share(total, most) * PLOT_HEIGHT)
     said = ", ".join(f"{count:,} {OUTCOMES[outcome]}" for outcome, count in parts if count)
-    title = f"{position / BINS:.3g} to {(position + 1) / BINS:.3g}: {said}"
+    title = f"{edges[0]} to {edges[1]}: {said}"
     stack, bottom = "", float(TOP + PLOT_HEIGHT)
     for outcome, count in parts:
         if count:
@@ -111,10 +127,14 @@ def _stack(position: int, parts: Sequence[tuple[int, int]], *, most: int) -> str
     return f"<g><title>{title}</title>{stack}</g>"
 
 
-def _threshold_line(threshold: float) -> str:
-    x = LEFT + _share(threshold) * PLOT_WIDTH
-    anchor = "end" if threshold > 0.8 else "start"
-    offset = -4 if threshold > 0.8 else 4
+def _threshold_line(yardstick: Yardstick, source: TextSource) -> str:
+    threshold = yardstick.thresholds[source]
+    if threshold is None:
+        return ""
+    share = yardstick.share(threshold)
+    x = LEFT + share * PLOT_WIDTH
+    anchor = "end" if share > 0.8 else "start"
+    offset = -4 if share > 0.8 else 4
     return (
         f'<line class="threshold" x1="{x:.2f}" y1="{TOP - 10}" x2="{x:.2f}" '
         f'y2="{TOP + PLOT_HEIGHT}"/>'
@@ -237,7 +257,3 @@ def _round_down_float(value: float) -> float:
 
 def _root_share(count: int, most: int) -> float:
     return math.sqrt(count / most) if most else 0.0
-
-
-def _share(value: float) -> float:
-    return min(max(value, 0.0), 1.0)

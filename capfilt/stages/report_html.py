@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from capfilt.records import Reason, TextSource
 from capfilt.stages.report_charts import score_bar
-from capfilt.stages.report_rows import JudgedText, Seen
+from capfilt.stages.report_rows import JudgedText, Seen, fit_of
+from capfilt.stages.report_scores import Yardstick
 
 MAX_SHOWN_CHARS = 300
 KEY_DIGITS = 12
@@ -110,18 +111,16 @@ def thumbnail(picture: Picture | None) -> str:
     )
 
 
-def image_card(picture: Picture, *, thresholds: Mapping[TextSource, float]) -> str:
+def image_card(picture: Picture, *, yardstick: Yardstick) -> str:
     """An image with all its texts."""
-    texts = "".join(text_block(text, thresholds=thresholds) for text in picture.seen.texts)
+    texts = "".join(text_block(text, yardstick=yardstick) for text in picture.seen.texts)
     return _card(picture, texts)
 
 
-def text_card(
-    picture: Picture, text: tuple[str, int], *, thresholds: Mapping[TextSource, float]
-) -> str:
+def text_card(picture: Picture, text: tuple[str, int], *, yardstick: Yardstick) -> str:
     """An image with one of its texts, its score shown to four digits."""
     chosen = [t for t in picture.seen.texts if (t.text_source, t.text_index) == text]
-    blocks = (text_block(t, thresholds=thresholds, digits=4) for t in chosen)
+    blocks = (text_block(t, yardstick=yardstick, digits=4) for t in chosen)
     return _card(picture, "".join(blocks))
 
 
@@ -133,14 +132,15 @@ def _card(picture: Picture, body: str) -> str:
     )
 
 
-def text_block(text: JudgedText, *, thresholds: Mapping[TextSource, float], digits: int = 3) -> str:
+def text_block(text: JudgedText, *, yardstick: Yardstick, digits: int = 3) -> str:
     """A text, who wrote it, what the filter thinks of it, and its verdict."""
     source: TextSource = "web" if text.text_source == "web" else "synthetic"
     words = '<span class="soft">no text</span>' if text.text is None else said(text.text)
     facts = [f'<span class="from">{"web" if source == "web" else "caption"}</span>']
-    if text.itm_prob is not None:
-        facts.append(score_bar(text.itm_prob, threshold=thresholds[source]))
-        facts.append(f"<span>ITM {text.itm_prob:.{digits}f}</span>")
+    fit = fit_of(text, yardstick)
+    if fit is not None:
+        facts.append(score_bar(fit, yardstick=yardstick, source=source))
+        facts.append(f"<span>{yardstick.name} {fit:.{digits}f}</span>")
     facts.append(_mark(text))
     dropped = " no" if text.kept is False else ""
     return (

@@ -14,7 +14,6 @@ from html import escape
 
 from capfilt import __version__
 from capfilt.lineage import Plan
-from capfilt.records import TextSource
 from capfilt.stages.report_html import Picture, said
 from capfilt.stages.report_rows import DuplicateGroup
 from capfilt.stages.report_scores import SOURCES
@@ -42,7 +41,6 @@ class Report:
     name: str  # of the data set
     rounds: tuple[ReportedRound, ...]
     shown: ReportedRound  # whose images are shown: the last one with scores
-    thresholds: Mapping[TextSource, float]
     pictures: Mapping[str, Picture]  # by key
     groups: tuple[DuplicateGroup, ...]
     dropped: tuple[Dropped, ...]
@@ -89,7 +87,7 @@ class _Section:
 def _sections(report: Report) -> Iterator[_Section]:
     texts, gallery = (
         report.shown.texts,
-        Gallery(pictures=report.pictures, thresholds=report.thresholds),
+        Gallery(pictures=report.pictures, yardstick=report.shown.yardstick),
     )
     yield _Section(
         name="funnel",
@@ -100,9 +98,9 @@ def _sections(report: Report) -> Iterator[_Section]:
     yield _Section(
         name="scores",
         title="What the filter thinks",
-        lead="Each text's match probability (ITM). Pale bars were dropped; heights are square "
-        "roots, so that the few doubtful texts between 0 and 1 are seen.",
-        body=score_charts(report.shown, report.rounds, thresholds=report.thresholds),
+        lead=f"Each text's {report.shown.yardstick.words}. Pale bars were dropped; heights are "
+        "square roots, so that the few doubtful texts are seen.",
+        body=score_charts(report.shown, report.rounds),
     )
     yield _Section(
         name="sample",

@@ -23,7 +23,7 @@ from capfilt.records import (
     TrainStep,
     Verdict,
 )
-from capfilt.stages.report_scores import PICKS, Pick
+from capfilt.stages.report_scores import PICKS, Pick, Yardstick
 from capfilt.stages.tables import Tables
 
 EXAMPLES = 3
@@ -69,6 +69,7 @@ class JudgedText:
     text_source: TextSource
     text_index: int
     itm_prob: float | None = None
+    itc_cos: float | None = None
     kept: bool | None = None
     reason: str | None = None
 
@@ -87,6 +88,11 @@ class Example:
 
     what: str
     detail: str | None
+
+
+def fit_of(text: JudgedText, yardstick: Yardstick) -> float | None:
+    """How well a text fits, along the yardstick."""
+    return text.itm_prob if yardstick.column == "itm_prob" else text.itc_cos
 
 
 def first_samples(tables: Tables) -> tuple[Pick, ...]:
@@ -143,7 +149,7 @@ def look_up(tables: Tables, shard: int, keys: Iterable[str]) -> dict[str, Seen]:
     rows = from_bytes(tables.of("index").read(shard), Sample)
     samples = records_from(rows.filter(pc.is_in(rows["key"], value_set=wanted)), Sample)
     texts: dict[str, list[JudgedText]] = {sample.key: [] for sample in samples}
-    if shard in tables.committed("score"):
+    if tables.of("score").find(shard) is not None:
         for key, text in _judged_texts(tables, shard, wanted):
             texts[key].append(text)
     else:
@@ -157,7 +163,7 @@ def _judged_texts(tables: Tables, shard: int, wanted: pa.Array) -> Iterator[tupl
     chosen = pc.is_in(rows["key"], value_set=wanted)
     scores = records_from(rows.filter(chosen), Score)
     verdicts: Sequence[Verdict | None] = [None] * len(scores)
-    if shard in tables.committed("select"):
+    if tables.of("select").find(shard) is not None:
         judged = from_bytes(tables.of("select").read(shard), Verdict)
         verdicts = records_from(judged.filter(chosen), Verdict)
     for score, verdict in zip(scores, verdicts, strict=True):
@@ -168,6 +174,7 @@ def _judged_texts(tables: Tables, shard: int, wanted: pa.Array) -> Iterator[tupl
                 text_source=score.text_source,
                 text_index=score.text_index,
                 itm_prob=score.itm_prob,
+                itc_cos=score.itc_cos,
                 kept=None if verdict is None else verdict.kept,
                 reason=score.reason if verdict is None else verdict.reason,
             ),
@@ -179,7 +186,7 @@ def _unjudged_texts(
 ) -> Iterator[tuple[str, JudgedText]]:
     for sample in samples:
         yield sample.key, JudgedText(text=sample.web_text, text_source="web", text_index=0)
-    if shard not in tables.committed("caption"):
+    if tables.of("caption").find(shard) is None:
         return
     rows = from_bytes(tables.of("caption").read(shard), Caption)
     wanted = pa.array([sample.key for sample in samples], pa.string())
@@ -211,6 +218,6 @@ def examples(tables: Tables, stage: str) -> dict[str, list[Example]]:
 
 def train_steps(tables: Tables) -> list[TrainStep]:
     """The logged steps of a round's training; none if it has not trained."""
-    if not tables.has("train") or 0 not in tables.committed("train"):
+    if not tables.has("train") or tables.of("train").find(0) is None:
         return []
     return records_from(from_bytes(tables.of("train").read(0), TrainStep), TrainStep)

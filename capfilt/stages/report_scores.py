@@ -9,27 +9,76 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capfilt.config import SelectSection
 from capfilt.io.parquet import from_bytes
 from capfilt.records import Score, TextSource, Verdict
 from capfilt.stages.tables import Tables
 
-SCORE_COLUMNS = ["key", "text_source", "text_index", "itm_prob", "reason"]
+SCORE_COLUMNS = ["key", "text_source", "text_index", "itm_prob", "itc_cos", "reason"]
 SOURCES: tuple[TextSource, ...] = ("web", "synthetic")
 DROPPED, KEPT, UNJUDGED = 0, 1, 2  # outcomes of a text; the last where `select` has not been
 BINS = 40
-"""Of the histogram over [0, 1]; with 40, the usual thresholds lie between two bins."""
+"""Of a histogram; with 40, the usual thresholds lie between two bins."""
 PICKS = 8
 PICKS_BY_REASON = 3
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yardstick:
+    """The number by which a report shows how well texts fit, and what must be reached of it."""
+
+    column: Literal["itm_prob", "itc_cos"]
+    name: str
+    words: str
+    low: float
+    """Left end of the scale; what lies beyond an end is shown at it."""
+    high: float
+    thresholds: Mapping[TextSource, float | None]
+
+    def share(self, value: float) -> float:
+        """Where a value lies between the ends of the scale, in [0, 1]."""
+        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
+
+
+def yardstick_of(policy: SelectSection, *, has_itm_prob: bool) -> Yardstick:
+    """The match probability; or the cosine, if there is none or the policy asks for that alone.
+
+    Args:
+        policy: of `select`.
+        has_itm_prob: whether the filter gives match probabilities.
+    """
+    itm = (policy.min_itm_prob, policy.min_itm_prob_synthetic)
+    itc = (policy.min_itc_cos, policy.min_itc_cos_synthetic)
+    if has_itm_prob and (any(x is not None for x in itm) or all(x is None for x in itc)):
+        return Yardstick(
+            column="itm_prob",
+            name="ITM",
+            words="match probability (ITM)",
+            low=0.0,
+            high=1.0,
+            thresholds=dict(zip(SOURCES, itm, strict=True)),
+        )
+    # Cosines of image and text lie in a narrow part of [-1, 1]: 0.1 to 0.4 by CLIP, about 0 to 0.2
+    # by SigLIP, up to 0.6 by BLIP.
+    return Yardstick(
+        column="itc_cos",
+        name="ITC",
+        words="cosine of image and text (ITC)",
+        low=-0.2,
+        high=0.6,
+        thresholds=dict(zip(SOURCES, itc, strict=True)),
+    )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,7 +95,7 @@ class Pick:
 class TextView:
     """The scores of a round, as far as they are shown."""
 
-    histogram: Counts  # (2 sources, 3 outcomes, BINS) texts by ITM probability
+    histogram: Counts  # (2 sources, 3 outcomes, BINS) texts along the yardstick
     totals: Counts  # (2 sources, 3 outcomes) texts, those without a score too
     above: tuple[Pick, ...] = ()  # texts at the threshold or just above
     below: tuple[Pick, ...] = ()
@@ -56,12 +105,12 @@ class TextView:
     by_reason: tuple[tuple[str, tuple[Pick, ...]], ...] = ()  # texts `select` dropped, best first
 
 
-def text_view(tables: Tables, thresholds: Mapping[TextSource, float]) -> TextView:
+def text_view(tables: Tables, yardstick: Yardstick) -> TextView:
     """Look through all scores of a round.
 
     Args:
         tables: of the round; shards that are not scored yet are left out.
-        thresholds: lowest ITM probability kept, by source.
+        yardstick: what texts are shown by.
     """
     judged = tables.committed("select")
     views = (
@@ -69,7 +118,7 @@ def text_view(tables: Tables, thresholds: Mapping[TextSource, float]) -> TextVie
             shard,
             from_bytes(tables.of("score").read(shard), Score, SCORE_COLUMNS),
             from_bytes(tables.of("select").read(shard), Verdict) if shard in judged else None,
-            thresholds,
+            yardstick,
         )
         for shard in sorted(tables.committed("score"))
     )
@@ -91,7 +140,7 @@ class _Columns:
     shard: int
     scores: pa.Table
     verdicts: pa.Table | None  # of the same rows
-    itm_prob: Floats  # NaN where there is no score
+    fit: Floats  # along the yardstick; NaN where there is no score
     source: Counts  # position in SOURCES
     outcome: Counts
     starts: Counts  # first row of each image
@@ -112,9 +161,9 @@ class _Columns:
         return tuple(Pick(rank, key, self.shard) for rank, key in zip(ranked, keys, strict=True))
 
     def best(self, chosen: Mask) -> Floats:
-        """Of each image, the highest ITM probability among the chosen texts; NaN if none."""
+        """Of each image, the highest score among the chosen texts; NaN if none."""
         with np.errstate(invalid="ignore"):
-            among = np.where(chosen, self.itm_prob, np.float32("nan"))
+            among = np.where(chosen, self.fit, np.float32("nan"))
             best: Floats = np.fmax.reduceat(among, self.starts)
         return best
 
@@ -123,7 +172,7 @@ def view_of_shard(
     shard: int,
     scores: pa.Table,
     verdicts: pa.Table | None,
-    thresholds: Mapping[TextSource, float],
+    yardstick: Yardstick,
 ) -> TextView:
     """Look through the scores of one shard.
 
@@ -131,12 +180,12 @@ def view_of_shard(
         shard: its number.
         scores: `SCORE_COLUMNS` of the shard.
         verdicts: of the same texts in the same order; None if there are none yet.
-        thresholds: lowest ITM probability kept, by source.
+        yardstick: what texts are shown by.
     """
     if len(scores) == 0:
         return empty_view()
-    columns = _columns(shard, scores, verdicts)
-    above, below = _near_threshold(columns, thresholds)
+    columns = _columns(shard, scores, verdicts, yardstick)
+    above, below = _near_threshold(columns, yardstick)
     kept, dropped = columns.outcome == KEPT, columns.outcome == DROPPED
     web = columns.source == 0
     best_kept, best_dropped = columns.best(kept), columns.best(dropped)
@@ -146,7 +195,7 @@ def view_of_shard(
     replaced = np.flatnonzero(np.isfinite(gain))
     staying = np.flatnonzero(has_kept)
     return TextView(
-        histogram=_histogram(columns),
+        histogram=_histogram(columns, yardstick),
         totals=_totals(columns),
         above=above,
         below=below,
@@ -157,7 +206,9 @@ def view_of_shard(
     )
 
 
-def _columns(shard: int, scores: pa.Table, verdicts: pa.Table | None) -> _Columns:
+def _columns(
+    shard: int, scores: pa.Table, verdicts: pa.Table | None, yardstick: Yardstick
+) -> _Columns:
     keys = scores["key"].combine_chunks()
     changes = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
     if verdicts is None:
@@ -166,21 +217,22 @@ def _columns(shard: int, scores: pa.Table, verdicts: pa.Table | None) -> _Column
         assert verdicts["key"].equals(scores["key"]), f"shard {shard}: verdicts are of other rows"
         outcome = np.where(verdicts["kept"].to_numpy(), KEPT, DROPPED).astype(np.int64)
     is_web = pc.equal(scores["text_source"], "web").to_numpy()
-    itm_prob = pc.fill_null(scores["itm_prob"], float("nan")).to_numpy()
+    fit = pc.fill_null(scores[yardstick.column], float("nan")).to_numpy()
     return _Columns(
         shard=shard,
         scores=scores,
         verdicts=verdicts,
-        itm_prob=itm_prob.astype(np.float32),
+        fit=fit.astype(np.float32),
         source=np.where(is_web, 0, 1).astype(np.int64),
         outcome=outcome,
         starts=np.concatenate([[0], np.flatnonzero(changes) + 1]).astype(np.int64),
     )
 
 
-def _histogram(columns: _Columns) -> Counts:
-    scored = np.isfinite(columns.itm_prob)
-    bins = np.clip((columns.itm_prob[scored] * BINS).astype(np.int64), 0, BINS - 1)
+def _histogram(columns: _Columns, yardstick: Yardstick) -> Counts:
+    scored = np.isfinite(columns.fit)
+    shares = (columns.fit[scored] - yardstick.low) / (yardstick.high - yardstick.low)
+    bins = np.clip(np.floor(shares * BINS).astype(np.int64), 0, BINS - 1)
     cells = (columns.source[scored] * 3 + columns.outcome[scored]) * BINS + bins
     counts: Counts = np.bincount(cells, minlength=len(SOURCES) * 3 * BINS)
     return counts.reshape(len(SOURCES), 3, BINS)
@@ -193,10 +245,10 @@ def _totals(columns: _Columns) -> Counts:
 
 
 def _near_threshold(
-    columns: _Columns, thresholds: Mapping[TextSource, float]
+    columns: _Columns, yardstick: Yardstick
 ) -> tuple[tuple[Pick, ...], tuple[Pick, ...]]:
-    bounds = np.array([thresholds[source] for source in SOURCES], np.float32)
-    distance = columns.itm_prob - bounds[columns.source]
+    bounds = np.array([yardstick.thresholds[source] for source in SOURCES], np.float32)  # None: NaN
+    distance = columns.fit - bounds[columns.source]
     above = np.flatnonzero(distance >= 0)
     below = np.flatnonzero(distance < 0)
     return columns.texts(above, distance[above]), columns.texts(below, -distance[below])
@@ -208,7 +260,7 @@ def _by_reason(columns: _Columns) -> Iterator[tuple[str, tuple[Pick, ...]]]:
     reasons = columns.verdicts["reason"].filter(columns.scores["reason"].is_null())
     for reason in sorted(pc.unique(reasons.drop_null()).to_pylist()):
         rows = np.flatnonzero(pc.fill_null(pc.equal(columns.verdicts["reason"], reason), False))
-        ranks = np.nan_to_num(-columns.itm_prob[rows])
+        ranks = np.nan_to_num(-columns.fit[rows])
         yield reason, columns.texts(rows, ranks, most=PICKS_BY_REASON)
 
 

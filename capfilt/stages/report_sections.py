@@ -26,7 +26,15 @@ from capfilt.stages.report_html import (
     thumbnail,
 )
 from capfilt.stages.report_rows import DuplicateGroup, Example
-from capfilt.stages.report_scores import DROPPED, KEPT, SOURCES, UNJUDGED, Pick, TextView
+from capfilt.stages.report_scores import (
+    DROPPED,
+    KEPT,
+    SOURCES,
+    UNJUDGED,
+    Pick,
+    TextView,
+    Yardstick,
+)
 from capfilt.stages.status import StageStatus
 
 SOURCE_NAMES: Mapping[TextSource, str] = {"web": "Web texts", "synthetic": "Captions"}
@@ -38,6 +46,7 @@ class ReportedRound:
 
     number: int
     stages: tuple[StageStatus, ...]
+    yardstick: Yardstick  # what its texts are shown by
     texts: TextView
     steps: tuple[TrainStep, ...]
 
@@ -54,15 +63,15 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """The pictures of the page, and where texts of each source begin to be kept."""
+    """The pictures of the page, and what texts are shown by."""
 
     pictures: Mapping[str, Picture]  # by key
-    thresholds: Mapping[TextSource, float]  # lowest ITM probability kept
+    yardstick: Yardstick
 
     def images(self, picks: Sequence[Pick]) -> str:
         """Cards of images with all their texts."""
         cards = "".join(
-            image_card(self.pictures[pick.key], thresholds=self.thresholds) for pick in picks
+            image_card(self.pictures[pick.key], yardstick=self.yardstick) for pick in picks
         )
         return f'<div class="cards">{cards}</div>' if cards else ""
 
@@ -97,7 +106,7 @@ class Gallery:
 
     def _texts(self, picks: Sequence[Pick]) -> str:
         return "".join(
-            text_card(self.pictures[pick.key], pick.text, thresholds=self.thresholds)
+            text_card(self.pictures[pick.key], pick.text, yardstick=self.yardstick)
             for pick in picks
             if pick.text is not None
         )
@@ -138,23 +147,18 @@ def _stage(status: StageStatus, *, full: int) -> str:
     )
 
 
-def score_charts(
-    shown: ReportedRound,
-    rounds: Sequence[ReportedRound],
-    *,
-    thresholds: Mapping[TextSource, float],
-) -> str:
+def score_charts(shown: ReportedRound, rounds: Sequence[ReportedRound]) -> str:
     """Histograms of one round, and the shares of kept texts of all of them."""
     scored = [round_ for round_ in rounds if round_.texts.totals.any()]
     if not scored:
         return ""
     charts = ""
     for i, source in enumerate(SOURCES):
-        counts, threshold = shown.texts.histogram[i], thresholds[source]
+        counts = shown.texts.histogram[i]
         charts += (
             f'<figure class="panel"><figcaption><b>{SOURCE_NAMES[source]}</b> · '
             f"{_share_line(shown, source)}</figcaption>"
-            f"{histogram(counts, threshold=threshold, source=source)}</figure>"
+            f"{histogram(counts, yardstick=shown.yardstick, source=source)}</figure>"
         )
     return f'<div class="charts">{charts}</div>{_rounds_table(scored) if len(scored) > 1 else ""}'
 

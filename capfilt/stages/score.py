@@ -22,6 +22,7 @@ from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport
 from capfilt.records import Caption, ImageVector, Reason, Sample, Score
 from capfilt.stages.images import readable_samples, source_image
 from capfilt.stages.index import image_limits
+from capfilt.stages.select import check_policy
 from capfilt.stages.shards import (
     Funnel,
     drop_counts,
@@ -32,12 +33,13 @@ from capfilt.stages.shards import (
 )
 from capfilt.stages.sources import WebShards, web_shards
 from capfilt.stages.tables import Tables
+from capfilt.workers.kinds import check_filter
 from capfilt.workers.score import (
     ImageToScore,
     ScoredImage,
     ScoreWorker,
     TextToScore,
-    load_matcher,
+    load_scorer,
     unscored,
 )
 
@@ -52,10 +54,18 @@ def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
 
 
 def job(recipe: Recipe, tables: Tables) -> ScoreJob:
-    """The stage's work on one shard."""
+    """The stage's work on one shard.
+
+    Raises:
+        CheckpointError: the model is no filter.
+        CapfiltError: `select` would ask for a number that this one does not give.
+    """
+    model = tables.sources["filter"]
+    check_filter(model.name, model.model_type)
+    check_policy(recipe.select, model)
     return ScoreJob(
         recipe=recipe,
-        model=tables.sources["filter"].name,
+        model=model.name,
         shards=web_shards(recipe, tables),
         samples=tables.of("index"),
         captions=tables.of("caption"),
@@ -126,14 +136,14 @@ class ScoreJob:
     def build_worker(self) -> ScoreWorker:
         """Load the filter and start the decoding processes."""
         pool, options = self.recipe.pool, self.recipe.score
-        matcher = load_matcher(
+        scorer = load_scorer(
             local_model(self.model),
             device=pool.device,
             dtype=options.dtype,
             num_threads=pool.score.threads,
         )
         decoder = ImageDecoder(image_limits(self.recipe), num_processes=pool.decode_processes)
-        return ScoreWorker(matcher, decoder, batch_images=options.batch_images)
+        return ScoreWorker(scorer, decoder, batch_images=options.batch_images)
 
     def fetch(self, shard: int) -> Fetched[ImageToScore]:
         """The readable images of the shard with all their texts."""

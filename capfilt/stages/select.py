@@ -6,6 +6,7 @@ works on columns and allocates nothing per row, for a table of scores may hold a
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capfilt.config import Recipe, SelectSection
+from capfilt.errors import CapfiltError
 from capfilt.io.commits import NewFile, Table
 from capfilt.io.parquet import arrow_schema, from_bytes, to_bytes
 from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport, Worker
@@ -26,13 +28,16 @@ from capfilt.stages.shards import (
     reason_counts,
     report_of,
     reports_of,
-    resources_of,
     run_jobs,
+    undivided_resources_of,
 )
 from capfilt.stages.sources import web_shards
-from capfilt.stages.tables import Tables
+from capfilt.stages.tables import Source, Tables
+from capfilt.workers.kinds import gives_match_probability
 
 STAGE = "select"
+
+log = logging.getLogger(__name__)
 
 Policy: TypeAlias = Literal["both", "best", "web_first"]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -58,8 +63,9 @@ _CAME_WITH_ONE = len(_ANSWERS)  # a row that came with a reason keeps it
 class Thresholds:
     """What a text of one source must reach. Both bounds are kept: a text at the bound passes."""
 
-    min_itm_prob: float = 0.5
-    """Lowest ITM match probability kept, in [0, 1]. 0.5 is BLIP's rule: the head says "match"."""
+    min_itm_prob: float | None = 0.5
+    """Lowest ITM match probability kept, in [0, 1]. 0.5 is BLIP's rule: the head says "match". None
+    asks nothing of it."""
 
     min_itc_cos: float | None = None
     """Lowest ITC cosine kept, in [-1, 1]; None asks nothing of it."""
@@ -84,12 +90,14 @@ def judge(
 
     Every text is first judged alone, against the thresholds of its source (CapFilt:
     arXiv:2201.12086, sec. 3.3). Of several shortcomings the first of these is the reason: the one
-    the row came with, text missing, score not finite, text too long, ITM below, ITC below. Then
-    the policy looks at the texts of each image that passed:
+    the row came with, text missing, score not finite, text too long, ITM below, ITC below. A score
+    that is null is none: it is wanting only if it is asked for. Then the policy looks at the texts
+    of each image that passed:
 
         both       keeps them all, as the paper does
-        best       keeps the one with the highest ITM probability; at a tie the web text goes
-                   before synthetic ones, and the lower `text_index` before the higher
+        best       keeps the one with the highest ITM probability, or cosine where the filter gives
+                   no probability; at a tie the web text goes before synthetic ones, and the lower
+                   `text_index` before the higher
         web_first  keeps the web text if it passed, else every synthetic text that did
 
     Thresholds are rounded to float32, the precision of the scores, before they are compared.
@@ -126,11 +134,14 @@ def _judge_alone(
         if bounds.min_itc_cos is not None:
             below = ~(itc_cos >= np.float32(bounds.min_itc_cos))
             codes[of_source & below] = _CODES[Reason.ITC_BELOW_MIN]
-        below = ~(itm_prob >= np.float32(bounds.min_itm_prob))
-        codes[of_source & below] = _CODES[Reason.ITM_BELOW_MIN]
+        if bounds.min_itm_prob is not None:
+            below = ~(itm_prob >= np.float32(bounds.min_itm_prob))
+            codes[of_source & below] = _CODES[Reason.ITM_BELOW_MIN]
     too_long = _booleans(pc.greater(pc.utf8_length(scores["text"]), max_text_chars))
     codes[too_long] = _CODES[Reason.TEXT_TOO_LONG]
-    codes[~(np.isfinite(itm_prob) & np.isfinite(itc_cos))] = _CODES[Reason.SCORE_NOT_FINITE]
+    asked = np.where(is_web, web.min_itm_prob is not None, synthetic.min_itm_prob is not None)
+    itm_fine = np.isfinite(itm_prob) | (_booleans(pc.is_null(scores["itm_prob"])) & ~asked)
+    codes[~(itm_fine & np.isfinite(itc_cos))] = _CODES[Reason.SCORE_NOT_FINITE]
     codes[_booleans(pc.is_null(scores["text"]))] = _CODES[Reason.TEXT_MISSING]
     codes[_booleans(pc.is_valid(scores["reason"]))] = _CAME_WITH_ONE
     return codes
@@ -147,18 +158,32 @@ def _keep_best(codes: CodeArray, scores: pa.Table, is_web: BoolArray) -> None:
 
 
 def _merit(scores: pa.Table, is_web: BoolArray) -> npt.NDArray[np.uint64]:
-    """One number per row, higher is better: ITM probability, then web text, then low index.
+    """One number per row, higher is better: fit of the text, then web text, then low index.
 
-    The bits of a float32 that is not negative sort like the number itself, so they can lead a
-    64-bit number: 32 bits of probability, 1 of source, 31 of index counted down.
+    The bits of a float32 sort like the number itself once those of a negative one are inverted and
+    the sign of the others is set, so they can lead a 64-bit number: 32 bits of fit, 1 of source, 31
+    of index counted down.
     """
-    itm_prob = np.maximum(_floats(scores["itm_prob"]), np.float32(0)) + np.float32(0)  # no -0.0
+    fit = _floats(text_fit(scores)) + np.float32(0)  # no -0.0
+    bits = fit.view(np.uint32)
+    bits = np.where(np.signbit(fit), ~bits, bits | np.uint32(2**31))
     index = scores["text_index"].to_numpy().astype(np.uint64)
     source = is_web.astype(np.uint64) << np.uint64(31)
     low_index_first = np.uint64(2**31 - 1) - index
-    merit: npt.NDArray[np.uint64] = itm_prob.view(np.uint32).astype(np.uint64) << np.uint64(32)
+    merit: npt.NDArray[np.uint64] = bits.astype(np.uint64) << np.uint64(32)
     merit |= source | low_index_first
     return merit
+
+
+def text_fit(scores: pa.Table) -> pa.ChunkedArray:
+    """How well each text fits its image: ITM probability, or cosine where the filter gives none.
+
+    All texts of a round are scored by one filter, so only like is compared with like.
+
+    Args:
+        scores: columns `itm_prob` and `itc_cos` of `records.Score`.
+    """
+    return pc.coalesce(scores["itm_prob"], scores["itc_cos"])
 
 
 def _keep_web_first(codes: CodeArray, scores: pa.Table, is_web: BoolArray) -> None:
@@ -221,10 +246,42 @@ def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
 
 
 def job(recipe: Recipe, tables: Tables) -> SelectJob:
-    """The stage's work on one shard."""
+    """The stage's work on one shard.
+
+    Raises:
+        CapfiltError: the policy asks for a number that the filter does not give.
+    """
+    check_policy(recipe.select, tables.sources["filter"])
     return SelectJob(
         recipe=recipe, scores=tables.of("score"), table=tables.begin(STAGE, recompute=True)
     )
+
+
+def check_policy(policy: SelectSection, filter_: Source) -> None:
+    """Refuse a policy that would drop every text for want of a number.
+
+    Raises:
+        CapfiltError: says what to set.
+    """
+    if gives_match_probability(filter_.model_type):
+        return
+    asked = [
+        name
+        for name in ("min_itm_prob", "min_itm_prob_synthetic")
+        if getattr(policy, name) is not None
+    ]
+    if asked:
+        raise CapfiltError(
+            f"{filter_.name}: a filter of type {filter_.model_type!r} gives cosines and no match "
+            f"probability; set {' and '.join(f'select.{name}: null' for name in asked)}, and "
+            "select.min_itc_cos and select.min_itc_cos_synthetic to the lowest cosine kept; "
+            "LAION-5B kept 0.28 (arXiv:2210.08402)"
+        )
+    if policy.min_itc_cos is None and policy.min_itc_cos_synthetic is None:
+        log.warning(
+            "select asks nothing of the texts: set select.min_itc_cos and "
+            "select.min_itc_cos_synthetic to drop those that do not fit"
+        )
 
 
 class SelectWorker:
@@ -271,7 +328,7 @@ class SelectJob:
     @property
     def resources(self) -> Resources:
         """What each worker needs."""
-        return resources_of(self.recipe.pool, self.recipe.pool.select)
+        return undivided_resources_of(self.recipe.pool, self.recipe.pool.select)
 
     def committed(self) -> Mapping[int, ShardReport]:
         """Shards judged by an earlier run."""
@@ -287,7 +344,7 @@ class SelectJob:
 
     def quarantine(self, rejected: pa.Table, why: Quarantine) -> pa.Table:
         """A shard cannot be left out of itself: its one row is its whole input."""
-        raise AssertionError("one input is never bisected")
+        raise AssertionError("never asked for: not divisible")
 
     def commit(
         self, shard: int, fetched: Fetched[pa.Table], outputs: Sequence[pa.Table]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -125,3 +126,13 @@ def resources_of(pool: PoolSection, workers: WorkersSection) -> Resources:
         num_gpus=workers.gpus,
         shard_timeout_s=pool.shard_timeout_s,
     )
+
+
+def undivided_resources_of(pool: PoolSection, workers: WorkersSection) -> Resources:
+    """The same for a stage that takes a shard whole: no row of it can be left out."""
+    return replace(resources_of(pool, workers), divisible=False)
+
+
+def round_resources_of(pool: PoolSection, workers: WorkersSection) -> Resources:
+    """The same for a stage that takes a whole round at once: for days if it must."""
+    return replace(undivided_resources_of(pool, workers), shard_timeout_s=math.inf)

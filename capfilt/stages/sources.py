@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from capfilt.config import Recipe
-from capfilt.errors import ShardError
-from capfilt.io.commits import Table
-from capfilt.io.inputs import UrlList, shard_urls
+from capfilt.errors import PlanError, ShardError, StorageError
+from capfilt.io.commits import Commit, Table
+from capfilt.io.inputs import UrlList, file_digest, shard_urls
+from capfilt.records import Reason
 from capfilt.stages.tables import Tables
 
 
@@ -46,6 +48,35 @@ def web_shards(recipe: Recipe, tables: Tables) -> WebShards:
     rows = url_list(recipe).num_rows()
     count = -(-rows // recipe.download.urls_per_shard)
     return WebShards(count=count, urls=(), downloads=tables.of("download"))
+
+
+def refuse_other_web(web: WebShards, indexed: Mapping[int, Commit]) -> None:
+    """See that the shards are those this run has indexed: their names are digested, and say little.
+
+    Looks at the first one that was whole: a damaged one may have been fetched again. Shards that
+    are out of reach are let pass.
+
+    Args:
+        web: the shards the recipe names now.
+        indexed: what `index` has committed.
+
+    Raises:
+        PlanError: they are others.
+    """
+    whole = [n for n, commit in indexed.items() if Reason.SHARD_DAMAGED not in commit.dropped]
+    if web.downloads is not None or not whole:
+        return
+    url = web.locate(whole[0])
+    try:
+        found = file_digest(url)
+    except StorageError:
+        return
+    if found != indexed[whole[0]].input_sha256:
+        raise PlanError(
+            f"{url}: is not the shard of that name which this run has indexed (SHA-256 "
+            f"{indexed[whole[0]].input_sha256}, now {found}); put that one back, or choose another "
+            "`run` folder for other data"
+        )
 
 
 def url_list(recipe: Recipe) -> UrlList:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from capfilt.config import Recipe
 from capfilt.errors import CapfiltError, CheckpointError, PlanError, StorageError
 from capfilt.io.commits import Commit, Table
-from capfilt.io.inputs import file_digest, pattern_digest
-from capfilt.io.models import local_model, model_digest
+from capfilt.io.inputs import contents_digest, file_digest, pattern_digest, pattern_stamp
+from capfilt.io.models import digest_of, local_model, model_digest, model_type_of
 from capfilt.io.storage import Store
 from capfilt.lineage import Plan, canonical_json, plan_differences
 from capfilt.stages.plans import STAGES, Digests, stage_plans
@@ -28,6 +29,14 @@ class Source:
 
     name: str
     digest: str
+    model_type: str | None = None
+    """Of a model, the kind its config.json names: it decides which code runs it."""
+    stamp: str | None = None
+    """Of what is long to read, what changes with it: while it is the same, so is the digest."""
+
+
+Wanted = tuple[str, Callable[[str], Source]]
+"""Name of a source, and what looks at it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +107,12 @@ class Tables:
         return self.store.child(f"round-{plan.round:03d}", STAGES[stage].table)
 
     def _record_sources(self, plan: Plan) -> None:
-        """Note where a stage's sources are; those of other stages stay as they were noted."""
-        read = {role: s for role, s in self.sources.items() if s.digest in plan.inputs.values()}
+        """Note where a stage's sources are; those of other stages stay as they were noted.
+
+        What is long to read is noted at once, so that it is read once.
+        """
+        read = {role: s for role, s in self.sources.items()
+                if s.digest in plan.inputs.values() or s.stamp is not None}  # fmt: skip
         known = _recorded_sources(self.store, self.round)
         self.store.put(_sources_file(self.round), _sources_json({**known, **read}))
 
@@ -123,11 +136,15 @@ def open_tables(recipe: Recipe, round_number: int) -> Tables:
     Raises:
         CheckpointError: a model of the round cannot be found and this run never used it.
         StorageError: the same of an input file.
-        CapfiltError: the round before this one has not trained its models.
+        CapfiltError: the round before this one has not trained its models, or they were changed.
     """
     store = Store.at_url(recipe.run)
     sources = _find_sources(recipe, store, round_number)
-    digests = Digests(**{role: source.digest for role, source in sources.items()})
+    digests = Digests(
+        **{role: source.digest for role, source in sources.items()},
+        captioner_type=sources["captioner"].model_type,
+        filter_type=sources["filter"].model_type,
+    )
     plans = stage_plans(recipe, round_number, digests)
     return Tables(store=store, round=round_number, plans=plans, sources=sources)
 
@@ -135,28 +152,26 @@ def open_tables(recipe: Recipe, round_number: int) -> Tables:
 def _find_sources(recipe: Recipe, store: Store, round_number: int) -> dict[str, Source]:
     """What the round reads, digested now; or, if it is out of reach, as this run once found it."""
     captioner, filter_ = _round_models(recipe, store, round_number)
-    wanted: dict[str, tuple[str, Callable[[str], str]]] = {
-        "captioner": (captioner, _model_digest),
-        "filter": (filter_, _model_digest),
+    recorded = _recorded_sources(store, round_number)
+    wanted: dict[str, Wanted] = {
+        "captioner": captioner,
+        "filter": filter_,
     }
     if recipe.download.urls is not None:
-        wanted["web"] = (recipe.download.urls, file_digest)
+        wanted["web"] = (recipe.download.urls, _file)
     elif recipe.input.shards is not None:
-        wanted["web"] = (recipe.input.shards, pattern_digest)
+        wanted["web"] = (recipe.input.shards, _pattern)
     if recipe.train.human is not None:
-        wanted["human"] = (recipe.train.human, pattern_digest)
+        wanted["human"] = (recipe.train.human, partial(_contents, recorded.get("human")))
         for role, model in (("tokenizer", recipe.train.tokenizer), ("start", recipe.train.start)):
             if model is not None:
-                wanted[role] = (model, _model_digest)
-    recorded = _recorded_sources(store, round_number)
-    return {
-        role: _find(name, digest, recorded.get(role)) for role, (name, digest) in wanted.items()
-    }
+                wanted[role] = (model, _model)
+    return {role: _find(name, look, recorded.get(role)) for role, (name, look) in wanted.items()}
 
 
-def _find(name: str, digest: Callable[[str], str], recorded: Source | None) -> Source:
+def _find(name: str, look: Callable[[str], Source], recorded: Source | None) -> Source:
     try:
-        return Source(name=name, digest=digest(name))
+        return look(name)
     except (CheckpointError, StorageError):
         # Deciding again needs no model: a laptop may select over what a cluster has scored.
         if recorded is not None and recorded.name == name:
@@ -164,10 +179,10 @@ def _find(name: str, digest: Callable[[str], str], recorded: Source | None) -> S
         raise
 
 
-def _round_models(recipe: Recipe, store: Store, round_number: int) -> tuple[str, str]:
+def _round_models(recipe: Recipe, store: Store, round_number: int) -> tuple[Wanted, Wanted]:
     """Captioner and filter of a round: the recipe's, then what the round before trained."""
     if round_number == 0:
-        return recipe.caption.model, recipe.score.model
+        return (recipe.caption.model, _model), (recipe.score.model, _model)
     before = open_tables(recipe, round_number - 1)
     if not before.has("train"):
         raise CapfiltError(
@@ -175,12 +190,47 @@ def _round_models(recipe: Recipe, store: Store, round_number: int) -> tuple[str,
             "set train.human to the shards of human pairs"
         )
     before.require("train", 1)
-    trained = before.folder("train").child(before.plans["train"].folder)
-    return trained.child("captioner").url, trained.child("filter").url
+    return _trained(before.of("train"), "captioner"), _trained(before.of("train"), "filter")
 
 
-def _model_digest(name: str) -> str:
-    return model_digest(local_model(name))
+def _trained(table: Table, folder: str) -> Wanted:
+    return table.store.child(folder).url, partial(_trained_model, table, folder)
+
+
+def _trained_model(table: Table, folder: str, name: str) -> Source:
+    """A model the run trained, if it is still what was committed."""
+    directory = local_model(name)
+    listed = json.loads(table.read(0, "models"))
+    files = {p.removeprefix(f"{folder}/"): sha256 for p, sha256 in listed.items()
+             if p.startswith(f"{folder}/")}  # fmt: skip
+    if (digest := model_digest(directory)) != digest_of(files):
+        # No CheckpointError: a model that is damaged is worse than one that is out of reach.
+        raise CapfiltError(
+            f"{name}: its files are not those that training wrote; restore them, or delete "
+            f"_commits/00000.json in {table.store.url} and train again"
+        )
+    return Source(name=name, digest=digest, model_type=model_type_of(directory))
+
+
+def _model(name: str) -> Source:
+    directory = local_model(name)
+    return Source(name=name, digest=model_digest(directory), model_type=model_type_of(directory))
+
+
+def _file(name: str) -> Source:
+    return Source(name=name, digest=file_digest(name))
+
+
+def _pattern(name: str) -> Source:
+    return Source(name=name, digest=pattern_digest(name))
+
+
+def _contents(recorded: Source | None, name: str) -> Source:
+    """Shards by their content: no later stage would notice others, as with those of the web."""
+    stamp = pattern_stamp(name)
+    if recorded is not None and (recorded.name, recorded.stamp) == (name, stamp):
+        return recorded
+    return Source(name=name, digest=contents_digest(name), stamp=stamp)
 
 
 def _sources_file(round_number: int) -> str:
@@ -188,7 +238,7 @@ def _sources_file(round_number: int) -> str:
 
 
 def _sources_json(sources: Mapping[str, Source]) -> bytes:
-    plain = {role: {"name": s.name, "digest": s.digest} for role, s in sources.items()}
+    plain = {role: asdict(source) for role, source in sources.items()}
     return (canonical_json(plain) + "\n").encode()
 
 
@@ -196,4 +246,4 @@ def _recorded_sources(store: Store, round_number: int) -> dict[str, Source]:
     if not store.exists(_sources_file(round_number)):
         return {}
     plain = json.loads(store.read(_sources_file(round_number)))
-    return {role: Source(name=s["name"], digest=s["digest"]) for role, s in plain.items()}
+    return {role: Source(**fields) for role, fields in plain.items()}

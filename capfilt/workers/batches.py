@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from capfilt.io.images import ImageDecoder, Refused
+from capfilt.io.images import SQUASH, Fit, ImageDecoder, Refused
 from capfilt.records import Reason
 
 InputT = TypeVar("InputT")
@@ -54,6 +54,7 @@ def decoded_batches(
     *,
     batch_images: int,
     side_px: int,
+    fit: Fit = SQUASH,
 ) -> Iterator[DecodedBatch[InputT]]:
     """Decode images batch by batch; while one batch is in use, the next is being decoded.
 
@@ -63,11 +64,12 @@ def decoded_batches(
         decoder: decodes in processes that may be killed.
         batch_images: images per batch; the last batch may be shorter.
         side_px: side of the square they are resized to.
+        fit: how they are brought into it.
     """
 
     def decode(start: int) -> DecodedBatch[InputT]:
         batch = inputs[start : start + batch_images]
-        pixels = _decode([image_of(row) for row in batch], decoder, side_px)
+        pixels = _decode([image_of(row) for row in batch], decoder, side_px=side_px, fit=fit)
         return DecodedBatch(inputs=batch, pixels=pixels)
 
     with ThreadPoolExecutor(max_workers=1) as ahead:
@@ -81,11 +83,11 @@ def decoded_batches(
 
 
 def _decode(
-    images: Sequence[SourceImage], decoder: ImageDecoder, side_px: int
+    images: Sequence[SourceImage], decoder: ImageDecoder, *, side_px: int, fit: Fit
 ) -> list[Pixels | Refused]:
     unchanged = [hashlib.sha256(i.payload).hexdigest() == i.sha256 for i in images]
     sound = [image.payload for image, same in zip(images, unchanged, strict=True) if same]
-    decoded = iter(decoder.pixels(sound, side_px=side_px))
+    decoded = iter(decoder.pixels(sound, side_px=side_px, fit=fit))
     changed = Refused(
         reason=Reason.BYTES_CHANGED, detail="the shard no longer holds the image indexed"
     )

@@ -3,51 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-import capfilt_blip.checkpoint
 import capfilt_blip.tasks.captioner
 from capfilt.config import DType
 from capfilt.errors import CheckpointError
 from capfilt.io.images import ImageDecoder, Refused
+from capfilt.io.models import model_type_of
 from capfilt.records import Caption, Reason
 from capfilt.workers.batches import DecodedBatch, Pixels, SourceImage, decoded_batches
-from capfilt_blip.tasks.captioner import Captioner
+from capfilt.workers.blip import BlipCaptioner
+from capfilt.workers.hub_captioner import HubCaptioner
+from capfilt.workers.kinds import is_blip, takes_prompt
+from capfilt.workers.protocols import ImageCaptioner, Sampling
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How captions are drawn; see `config.CaptionSection` for each field."""
+def check_captioner(name: str, model_type: str | None, *, prompt: str | None) -> None:
+    """Refuse a model that cannot be the captioner, before anything is loaded.
 
-    num_captions: int
-    prompt: str
-    top_p: float
-    top_k: int
-    temperature: float
-    repetition_penalty: float
-    min_new_tokens: int
-    max_new_tokens: int
-    batch_images: int
-    seed: int
-    round: int
+    Args:
+        name: of the model, for the message.
+        model_type: of its config.json.
+        prompt: the recipe's.
+
+    Raises:
+        CheckpointError: says which can, or that this one takes no prompt.
+    """
+    if not is_blip(model_type) and model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise CheckpointError(
+            f"{name}: a model of type {model_type!r} cannot be the captioner; types that can: "
+            "blip, and those AutoModelForImageTextToText of transformers knows, such as "
+            "git, blip-2, vision-encoder-decoder, paligemma, llava, qwen2_vl"
+        )
+    if prompt and not takes_prompt(model_type):
+        raise CheckpointError(
+            f"{name}: a model of type {model_type!r} reads the image alone; caption.prompt is "
+            f"{prompt!r}: set caption.prompt: null"
+        )
 
 
-def load_captioner(directory: Path, *, device: str, dtype: DType, num_threads: int) -> Captioner:
+def load_captioner(
+    directory: Path,
+    *,
+    device: str,
+    dtype: DType,
+    num_threads: int,
+    image_size_px: int | None,
+    sampling: Sampling,
+) -> ImageCaptioner:
     """Load a captioner and bound the CPU threads of this process.
+
+    Args:
+        directory: of the model; its config.json decides which code runs it.
+        device: where it computes.
+        dtype: what it computes in.
+        num_threads: CPU threads.
+        image_size_px: side of the squares shown to a model that takes any shape.
+        sampling: what it will be asked for.
 
     Raises:
         CheckpointError: the directory holds no captioner.
     """
     torch.set_num_threads(num_threads)
-    try:
-        return Captioner.from_pretrained(str(directory), device=device, dtype=dtype)
-    except capfilt_blip.checkpoint.CheckpointError as err:
-        raise CheckpointError(str(err)) from err
+    model_type = model_type_of(directory)
+    check_captioner(str(directory), model_type, prompt=sampling.prompt)
+    if is_blip(model_type):
+        return BlipCaptioner.from_directory(directory, device=device, dtype=dtype)
+    return HubCaptioner.from_directory(
+        directory, device=device, dtype=dtype, image_size_px=image_size_px, sampling=sampling
+    )
 
 
 class CaptionWorker:
@@ -59,7 +88,9 @@ class CaptionWorker:
         sampling: how to sample.
     """
 
-    def __init__(self, captioner: Captioner, decoder: ImageDecoder, sampling: Sampling) -> None:
+    def __init__(
+        self, captioner: ImageCaptioner, decoder: ImageDecoder, sampling: Sampling
+    ) -> None:
         self._captioner = captioner
         self._decoder = decoder
         self._sampling = sampling
@@ -72,6 +103,7 @@ class CaptionWorker:
             self._decoder,
             batch_images=self._sampling.batch_images,
             side_px=self._captioner.image_size_px,
+            fit=self._captioner.fit,
         )
         return [captions for batch in batches for captions in self._caption(batch)]
 
@@ -92,22 +124,7 @@ class CaptionWorker:
     def _sample(self, keys: list[str], images: list[Pixels]) -> list[list[Caption]]:
         if not keys:
             return []
-        s = self._sampling
-        sampled = self._captioner.caption(
-            np.stack(images),
-            keys=keys,
-            prompt=s.prompt,
-            num_captions=s.num_captions,
-            top_p=s.top_p,
-            top_k=s.top_k,
-            temperature=s.temperature,
-            repetition_penalty=s.repetition_penalty,
-            min_new_tokens=s.min_new_tokens,
-            max_new_tokens=s.max_new_tokens,
-            seed=s.seed,
-            round_=s.round,
-            batch_size=s.batch_images,
-        )
+        sampled = self._captioner.caption(np.stack(images), keys=keys, sampling=self._sampling)
         return [
             [_row(key, index, caption) for index, caption in enumerate(captions)]
             for key, captions in zip(keys, sampled, strict=True)

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import capfilt_blip.checkpoint
 from capfilt.config import DType
-from capfilt.errors import CheckpointError
 from capfilt.io.images import ImageDecoder, Refused
+from capfilt.io.models import model_type_of
 from capfilt.records import ImageVector, Reason, Score, TextSource
 from capfilt.workers.batches import DecodedBatch, Pixels, SourceImage, decoded_batches
-from capfilt_blip.tasks.matcher import Matcher, MatchScores
+from capfilt.workers.blip import BlipScorer
+from capfilt.workers.dual_encoder import DualEncoder
+from capfilt.workers.kinds import check_filter, is_blip
+from capfilt.workers.protocols import TextScorer, TextScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,30 +48,37 @@ class ScoredImage:
     vector: ImageVector | None
 
 
-def load_matcher(directory: Path, *, device: str, dtype: DType, num_threads: int) -> Matcher:
+def load_scorer(directory: Path, *, device: str, dtype: DType, num_threads: int) -> TextScorer:
     """Load a filter and bound the CPU threads of this process.
+
+    Args:
+        directory: of the model; its config.json decides which code runs it.
+        device: where it computes.
+        dtype: what it computes in.
+        num_threads: CPU threads.
 
     Raises:
         CheckpointError: the directory holds no filter.
     """
     torch.set_num_threads(num_threads)
-    try:
-        return Matcher.from_pretrained(str(directory), device=device, dtype=dtype)
-    except capfilt_blip.checkpoint.CheckpointError as err:
-        raise CheckpointError(str(err)) from err
+    model_type = model_type_of(directory)
+    check_filter(str(directory), model_type)
+    if is_blip(model_type):
+        return BlipScorer.from_directory(directory, device=device, dtype=dtype)
+    return DualEncoder.from_directory(directory, device=device, dtype=dtype)
 
 
 class ScoreWorker:
     """Scores texts with one model.
 
     Args:
-        matcher: the model.
+        scorer: the model.
         decoder: decoding processes; closed with the worker.
         batch_images: images per batch.
     """
 
-    def __init__(self, matcher: Matcher, decoder: ImageDecoder, *, batch_images: int) -> None:
-        self._matcher = matcher
+    def __init__(self, scorer: TextScorer, decoder: ImageDecoder, *, batch_images: int) -> None:
+        self._scorer = scorer
         self._decoder = decoder
         self._batch_images = batch_images
 
@@ -80,7 +89,8 @@ class ScoreWorker:
             lambda row: row.image,
             self._decoder,
             batch_images=self._batch_images,
-            side_px=self._matcher.image_size_px,
+            side_px=self._scorer.image_size_px,
+            fit=self._scorer.fit,
         )
         return [scored for batch in batches for scored in self._score(batch)]
 
@@ -90,36 +100,36 @@ class ScoreWorker:
 
     def _score(self, batch: DecodedBatch[ImageToScore]) -> list[ScoredImage]:
         readable, pixels = batch.readable()
-        matched = iter(self._match(readable, pixels))
+        found = iter(self._found(readable, pixels))
         return [
             unscored(row, seen.reason, seen.detail)
             if isinstance(seen, Refused)
-            else scored_image(row, next(matched))
+            else scored_image(row, next(found))
             for row, seen in zip(batch.inputs, batch.pixels, strict=True)
         ]
 
-    def _match(self, rows: Sequence[ImageToScore], images: list[Pixels]) -> list[MatchScores]:
+    def _found(self, rows: Sequence[ImageToScore], images: list[Pixels]) -> Sequence[TextScores]:
         if not rows:
             return []
         texts = [[t.text or "" for t in row.texts if t.reason is None] for row in rows]
-        return self._matcher.score(np.stack(images), texts, batch_size=self._batch_images)
+        return self._scorer.score(np.stack(images), texts, batch_size=self._batch_images)
 
 
-def scored_image(row: ImageToScore, matched: MatchScores) -> ScoredImage:
+def scored_image(row: ImageToScore, found: TextScores) -> ScoredImage:
     """Join the model's numbers with the texts they belong to.
 
     Args:
         row: the image and its texts.
-        matched: the model's answer for the texts that have no `reason`, in order.
+        found: the model's answer for the texts that have no `reason`, in order.
     """
-    numbers = iter(zip(matched.itm_prob, matched.itc_cos, matched.num_tokens, strict=True))
+    numbers = iter(zip(found.itm_prob, found.itc_cos, found.num_tokens, strict=True))
     scores = tuple(
         _unscored_text(row.image.key, text, text.reason, None)
         if text.reason is not None
         else _scored_text(row.image.key, text, *next(numbers))
         for text in row.texts
     )
-    vector = tuple(matched.image_vector)
+    vector = tuple(found.image_vector)
     if not all(map(isfinite, vector)):
         return ScoredImage(scores=scores, vector=None)
     return ScoredImage(scores=scores, vector=ImageVector(key=row.image.key, vector=vector))
@@ -134,9 +144,9 @@ def unscored(row: ImageToScore, reason: str, detail: str | None) -> ScoredImage:
 
 
 def _scored_text(
-    key: str, text: TextToScore, itm_prob: float, itc_cos: float, num_tokens: int
+    key: str, text: TextToScore, itm_prob: float | None, itc_cos: float, num_tokens: int
 ) -> Score:
-    if not (isfinite(itm_prob) and isfinite(itc_cos)):
+    if not (isfinite(itc_cos) and (itm_prob is None or isfinite(itm_prob))):
         detail = f"itm_prob is {itm_prob}, itc_cos is {itc_cos}"
         return _unscored_text(key, text, Reason.SCORE_NOT_FINITE, detail)
     return Score(

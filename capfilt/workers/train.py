@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +62,7 @@ class TrainingSet:
 
     web: Sequence[TrainingPair]  # published: web and synthetic texts
     human: Sequence[TrainingPair]
+    lost: Mapping[str, int] = field(default_factory=dict)  # samples that are no pair, by reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ class Trained:
 
     files: tuple[tuple[str, str, bytes], ...]  # folder (blip, captioner, filter), name, content
     steps: tuple[TrainStep, ...]
+    lost: Mapping[str, int] = field(default_factory=dict)  # pairs met and not read, by reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,7 @@ class TrainWorker:
         self._decoder = decoder
         self._seed = seed
         self._device = device
+        self._lost = dict[tuple[str, str], str]()  # reason by image and text
         torch.set_num_threads(options.num_threads)
 
     def __call__(self, inputs: Sequence[TrainingSet]) -> list[Trained]:
@@ -111,6 +115,7 @@ class TrainWorker:
 
     def _train(self, pairs: TrainingSet) -> Trained:
         options, steps = self._options, list[TrainStep]()
+        self._lost.clear()
         torch.manual_seed(self._seed)
         model = self._new_blip().to(self._device)
         everything = _joined(pairs.web, pairs.human)
@@ -135,7 +140,8 @@ class TrainWorker:
             *_saved("filter", lambda to: save_matcher(
                 to, model=matcher, tokenizer=self._tokenizer)),
         ]  # fmt: skip
-        return Trained(files=tuple(files), steps=tuple(steps))
+        lost = Counter(self._lost.values())
+        return Trained(files=tuple(files), steps=tuple(steps), lost=lost)
 
     def _new_blip(self) -> Blip:
         """An untrained BLIP, seeing as the model it starts from does, if there is one."""
@@ -201,6 +207,7 @@ class TrainWorker:
             side_px=side_px,
         ):
             rows, pixels = batch.readable()
+            self._lost.update(_refused(batch))
             if len(rows) < 2:
                 raise CapfiltError(_undecoded(batch))
             images = torch.from_numpy(np.stack(pixels))
@@ -241,6 +248,12 @@ class TrainWorker:
                 last = None
         if last is not None:
             yield last
+
+
+def _refused(batch: DecodedBatch[TrainingPair]) -> Iterator[tuple[tuple[str, str], str]]:
+    for row, seen in zip(batch.inputs, batch.pixels, strict=True):
+        if isinstance(seen, Refused):
+            yield (row.image.key, row.text), seen.reason
 
 
 def _undecoded(batch: DecodedBatch[TrainingPair]) -> str:

@@ -38,7 +38,7 @@ def table(
             "phash": pa.array(np.asarray(phash, np.uint64)),
             "width_px": side,
             "height_px": side,
-            "itm_prob": pa.array(np.broadcast_to(itm, count), pa.float32()),
+            "text_fit": pa.array(np.broadcast_to(itm, count), pa.float32()),
         }
     )
 

@@ -14,6 +14,7 @@ import pytest
 
 from capfilt.errors import AccountingError, DeterminismError, PlanError, StorageError
 from capfilt.io.commits import Commit, NewFile, Table
+from capfilt.io.files import LocalFiles
 from capfilt.io.storage import Store
 
 PLAN = "a" * 64
@@ -174,6 +175,21 @@ def test_the_cure_for_a_damaged_file_works(
     (tmp_path / "_commits" / "00007.json").unlink()
     assert commit(table) == before
     assert table.read(7) == b"rows"
+
+
+def test_a_file_that_arrives_short_is_not_committed(tmp_path: Path) -> None:
+    short = Store(root_url=str(tmp_path), files=LosingFiles(root=tmp_path))
+    table = Table(short, stage="index", round=0, plan=PLAN)
+    with pytest.raises(StorageError, match=r"4 bytes were written and 3 arrived; nothing was"):
+        commit(table)
+    assert table.commits() == {}
+
+
+class LosingFiles(LocalFiles):
+    """Cuts what is written, and says nothing."""
+
+    def create(self, path: str, payload: bytes) -> None:
+        super().create(path, payload[:-1])
 
 
 def test_a_cut_or_flipped_commit_is_found(table: Table, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -392,6 +392,31 @@ def test_a_bad_server_loses_its_image_in_time(answer, reason, words):
         assert time.monotonic() - began < DEADLINE_S + 2  # left alone, most of them never end
     assert reason_of(said) == reason, said
     assert words in said
+
+
+def test_a_host_that_does_not_take_the_connection_is_given_up_in_time(monkeypatch):
+    monkeypatch.setattr(guard, "is_public", lambda address: True)
+    with too_busy() as server:
+        began = time.monotonic()
+        said = failure(f"http://{server}/")
+        assert time.monotonic() - began < 1.5
+    assert reason_of(said) == Reason.FETCH_TIMEOUT, said
+
+
+@contextmanager
+def too_busy() -> Iterator[str]:
+    """A port whose queue of connections is full; who sets no timeout waits there for 3 s."""
+    socket.setdefaulttimeout(3)
+    with ExitStack() as stack:
+        stack.callback(socket.setdefaulttimeout, None)
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            queued = stack.enter_context(socket.socket())
+            queued.setblocking(False)
+            queued.connect_ex(server.getsockname())
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def test_the_deadline_is_for_all_redirects_together():

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 import capfilt
 from capfilt.errors import CapfiltError
 from capfilt.io import decode_process
-from capfilt.io.images import ImageDecoder, ImageLimits, Inspected, Refused
+from capfilt.io.images import Fit, ImageDecoder, ImageLimits, Inspected, Refused, Resampling
 from capfilt.records import Reason
 
 
@@ -88,6 +88,36 @@ def test_pixels_are_pillows_bicubic_squash(decoder):
     )
     [pixels] = decoder.pixels([jpeg], side_px=24)
     assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"), [((40, 30), (34, 26)), ((30, 40), (26, 34)), ((9, 8), (29, 26))]
+)
+@pytest.mark.parametrize("resampling", Resampling)
+def test_a_crop_is_the_middle_of_the_picture_scaled_by_its_shortest_side(
+    decoder, size, scaled, resampling
+):
+    fit = Fit(crop_from_px=26, resampling=resampling)
+    [pixels] = decoder.pixels([encoded(gradient(*size))], side_px=24, fit=fit)
+    left, top = (scaled[0] - 24) // 2, (scaled[1] - 24) // 2
+    whole = gradient(*size).resize(scaled, Image.Resampling(resampling))
+    expected = whole.crop((left, top, left + 24, top + 24))
+    np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+def test_the_middle_of_a_line_is_cut_without_scaling_all_of_it(decoder):
+    line = gradient(2900, 2)  # scaled to 300 px on the short side: 130 million pixels
+    fit = Fit(crop_from_px=300)
+    [pixels] = decoder.pixels([encoded(line)], side_px=300, fit=fit)
+    assert isinstance(pixels, np.ndarray)
+    middle = np.asarray(line)[0, 1450].astype(int)
+    assert np.abs(pixels[0, 150].astype(int) - middle).max() <= 8
+
+
+def test_resampling_is_as_asked(decoder):
+    [pixels] = decoder.pixels([SOUND], side_px=24, fit=Fit(resampling=Resampling.BILINEAR))
+    expected = gradient().resize((24, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(pixels, np.asarray(expected))
 
 
@@ -325,6 +355,19 @@ def test_the_child_has_no_secrets_and_can_open_nothing(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pidfd")
+def test_the_child_can_start_no_process_even_if_root_started_it():
+    code = (
+        "import os\n"
+        "from capfilt.io.decode_child import _confine\n"
+        "from capfilt.io.decode_wire import ImageLimits\n"
+        "_confine(ImageLimits(), max_files=4)\n"
+        "try: os.fork(); os._exit(0)\n"
+        "except BlockingIOError: os._exit(7)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 7
+
+
 def test_a_child_ends_when_its_parent_is_killed():
     program = (
         "from capfilt.io.images import *; decoder = ImageDecoder(ImageLimits());"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import fsspec
@@ -9,7 +10,14 @@ import pyarrow.parquet
 import pytest
 
 from capfilt.errors import StorageError
-from capfilt.io.inputs import UrlList, expand_pattern, file_digest, pattern_digest
+from capfilt.io.inputs import (
+    UrlList,
+    contents_digest,
+    expand_pattern,
+    file_digest,
+    pattern_digest,
+    pattern_stamp,
+)
 
 
 @pytest.fixture
@@ -128,3 +136,41 @@ def test_a_url_list_that_cannot_be_read_is_explained(
 ) -> None:
     with pytest.raises(StorageError, match=message):
         url_list(tmp_path / name, content).num_rows()
+
+
+def test_a_url_list_whose_texts_are_no_texts_is_explained(tmp_path: Path) -> None:
+    table = pa.table({"url": ["u"], "alt": [["a", "b"]]})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(StorageError, match=r"a\.parquet: not a readable URL list: .*list"):
+        url_list(tmp_path / "a.parquet").rows(0, 1)
+
+
+def test_a_url_list_with_a_damaged_row_group_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    urls = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(5000)]
+    pa.parquet.write_table(pa.table({"url": urls, "alt": urls}), path)
+    content = bytearray(path.read_bytes())
+    content[4:3000] = b"\xff" * 2996
+    path.write_bytes(content)
+    assert url_list(path).num_rows() == 5000
+    with pytest.raises(StorageError, match=r"a\.parquet: not a readable URL list: "):
+        url_list(path).rows(0, 10)
+
+
+def test_the_digest_of_contents_counts_what_is_in_the_shards_and_not_where_they_are(
+    folder: Path,
+) -> None:
+    before = contents_digest(f"{folder}/{{1..2}}.tar")
+    (folder / "moved").mkdir()
+    for number in (1, 2):
+        (folder / f"{number}.tar").rename(folder / "moved" / f"{number}.tar")
+    assert contents_digest(f"{folder}/moved/{{1..2}}.tar") == before
+    (folder / "moved" / "2.tar").write_bytes(b"xy")
+    assert contents_digest(f"{folder}/moved/{{1..2}}.tar") != before
+
+
+def test_the_stamp_of_shards_changes_when_one_is_written(folder: Path) -> None:
+    before = pattern_stamp(f"{folder}/{{1..2}}.tar")
+    assert pattern_stamp(f"{folder}/{{1..2}}.tar") == before
+    os.utime(folder / "2.tar", (0, 0))
+    assert pattern_stamp(f"{folder}/{{1..2}}.tar") != before

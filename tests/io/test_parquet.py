@@ -167,8 +167,8 @@ def test_a_value_that_does_not_fit_is_named_by_field(
 
 def test_a_null_inside_a_nested_row_is_named_by_field() -> None:
     [text] = published(1).texts
-    row = replace(published(1), texts=(replace(text, itm_prob=None),))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"PublishedSample.texts: itm_prob holds None"):
+    row = replace(published(1), texts=(replace(text, itc_cos=None),))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"PublishedSample.texts: itc_cos holds None"):
         table_from([row], PublishedSample)
 
 
@@ -195,6 +195,25 @@ def test_row_groups_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(sizes) == 100
     assert len(sizes) >= table.nbytes / 2000
     assert from_bytes(payload, Score).equals(table)
+
+
+def test_tables_too_large_for_one_chunk_are_cut_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_BYTES", 2000)
+    table = table_from([score(i, text="x" * i) for i in range(100)], Score)
+    expected = to_bytes(table)
+    monkeypatch.setattr(parquet, "MAX_COMBINED_BYTES", 4000)
+    chunked = pa.concat_tables([table.slice(0, 37), table.slice(37)])
+    assert to_bytes(chunked) == expected
+
+
+@pytest.mark.long
+def test_more_images_than_one_arrow_array_can_hold() -> None:
+    image = PublishedImage(bytes=bytes(19_000_000), path="k.png")
+    rows = [replace(published(1), key=str(i), image=image) for i in range(116)]
+    assert sum(len(row.image.bytes) for row in rows) > 2**31
+    payload = to_bytes(table_from(rows, PublishedSample))
+    read = from_bytes(payload, PublishedSample, columns=["key", "image"])
+    assert read["key"].to_pylist() == [row.key for row in rows]
 
 
 def test_a_row_larger_than_a_row_group_is_a_row_group(monkeypatch: pytest.MonkeyPatch) -> None:

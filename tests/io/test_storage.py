@@ -260,3 +260,14 @@ def test_an_unknown_kind_of_storage_is_refused_by_name() -> None:
 def test_an_unknown_option_is_refused_by_name() -> None:
     with pytest.raises(StorageError, match=r"options \['anon'\] were given"):
         Store.at_url("/run", anon=True)
+
+
+def test_what_killed_writers_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    store = Store.at_url(str(tmp_path))
+    store.put("a", b"a")
+    for name, age_s in (("left-by-the-dead", 2 * files.ABANDONED_AFTER_S), ("being-written", 60)):
+        path = tmp_path / "_tmp" / name
+        path.write_bytes(b"a shard")
+        os.utime(path, (0, path.stat().st_mtime - age_s))
+    store.put_new("b", b"b")
+    assert [path.name for path in (tmp_path / "_tmp").iterdir()] == ["being-written"]

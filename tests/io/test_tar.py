@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import re
@@ -366,3 +367,9 @@ def test_scanning_agrees_with_tarfile(large: bytes) -> None:
 def test_no_code_here_extracts_or_unpickles() -> None:
     source = Path(tar.__file__).read_text()
     assert not re.search(r"\.extract|pickle\.|tarfile\.open", source)
+
+
+def test_a_compressed_tar_is_called_so() -> None:
+    packed = gzip.compress(write_tar([("a.txt", b"a")]))
+    with pytest.raises(TarDamage, match="gunzip it"):
+        list(scan(io.BytesIO(packed)))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -166,6 +166,15 @@ def test_a_row_that_raises_twice_is_excluded_and_the_shard_run_again():
         dispatcher.raised(0, ticket, RAISED, now=0.0)
     [again] = dispatcher.next_actions(now=0.0)
     assert again.task == Run(shard=0, excluded={0: RAISED})
+
+
+def test_a_whole_that_raises_is_not_tried_again():
+    dispatcher = started(replace(demand(), divisible=False), shards=[0])
+    dispatcher.next_actions(now=0.0)
+    dispatcher.raised(0, 0, RAISED, now=0.0)
+    [failed] = dispatcher.take_reports()
+    assert failed.error == "the worker raised ValueError: bad"
+    assert dispatcher.over
 
 
 def test_a_shard_that_never_works_is_reported_with_its_last_failure():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from capfilt.records import Group, PublishedText, Sample, Score, TextSource, Ver
 from capfilt.stages import dedup
 from capfilt.stages.dedup import (
     attached_texts,
-    best_kept_itm,
+    best_kept_fit,
     group_columns,
     joined_vectors,
+    split_by_shard,
     with_texts,
 )
 from tests.small_run import SmallRun, finished, flip_last_byte, rows_of
@@ -56,7 +58,7 @@ def published(text: Score) -> PublishedText:
 
 
 def test_the_best_kept_text_speaks_for_an_image() -> None:
-    best = best_kept_itm(
+    best = best_kept_fit(
         *tables(
             (score("a", "web", 0, 0.5), True),
             (score("a", "synthetic", 0, 0.75), True),
@@ -65,11 +67,20 @@ def test_the_best_kept_text_speaks_for_an_image() -> None:
             (score("c", "web", 0, 0.25), True),
         )
     )
-    assert best.to_pydict() == {"key": ["a", "c"], "itm_prob": [0.75, 0.25]}
+    assert best.to_pydict() == {"key": ["a", "c"], "text_fit": [0.75, 0.25]}
+
+
+def test_where_there_is_no_probability_the_cosine_speaks() -> None:
+    scores = [
+        replace(score("a", "web", 0, None), itc_cos=-0.25),
+        replace(score("a", "synthetic", 0, None), itc_cos=-0.5),
+    ]
+    best = best_kept_fit(*tables(*((row, True) for row in scores)))
+    assert best.to_pydict() == {"key": ["a"], "text_fit": [-0.25]}
 
 
 def test_without_a_kept_text_nothing_speaks() -> None:
-    assert best_kept_itm(*tables((score("a", "web", 0, 0.5), False))).num_rows == 0
+    assert best_kept_fit(*tables((score("a", "web", 0, 0.5), False))).num_rows == 0
 
 
 def test_only_kept_web_texts_of_those_who_go_are_attached() -> None:
@@ -130,6 +141,24 @@ def test_every_image_has_a_row_that_lies_with_its_representative() -> None:
 
 def no_texts() -> pa.Table:
     return attached_texts(*tables((score("z", "web", 0, 0.5), False)), pa.array(["z"]))
+
+
+def test_rows_are_dealt_to_their_shards_in_order() -> None:
+    rows = pa.table({"key": list("abcde")})
+    dealt = split_by_shard(rows, pa.chunked_array([[3, 0], [3, 0, 0]]), num_shards=5)
+    assert [piece["key"].to_pylist() for piece in dealt] == [
+        ["b", "d", "e"],
+        [],
+        [],
+        ["a", "c"],
+        [],
+    ]
+
+
+def test_an_empty_round_has_shards_without_rows() -> None:
+    rows = pa.table({"key": pa.array([], pa.string())})
+    dealt = split_by_shard(rows, pa.chunked_array([], pa.int32()), num_shards=2)
+    assert [len(piece) for piece in dealt] == [0, 0]
 
 
 def test_a_shard_without_any_vector_keeps_its_place() -> None:

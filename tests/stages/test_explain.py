@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from capfilt.io.parquet import from_bytes
 from capfilt.records import Group, PublishedSample, Sample, Score
+from capfilt.stages import explain
 from capfilt.stages.explain import find_lost, find_samples, not_found, passport
 from tests.small_run import SmallRun, rows_of
 
@@ -118,3 +120,15 @@ def test_stages_not_yet_done_have_left_nothing(small_run, tmp_path):
     found = passport(tables, sample)
     assert len(found.scores) == 2
     assert (found.verdicts, found.group, found.published_in) == ((), None, None)
+
+
+def test_no_published_image_is_read(tables, samples, monkeypatch):
+    asked = []
+
+    def reading(payload, record_type, columns=None):
+        asked.append((record_type, columns))
+        return from_bytes(payload, record_type, columns)
+
+    monkeypatch.setattr(explain, "from_bytes", reading)
+    assert passport(tables, samples["good-0"]).published_in is not None
+    assert [columns for kind, columns in asked if kind is PublishedSample] == [["key"]]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from capfilt.local_pool import LocalPool
 from capfilt.records import Sample
 from capfilt.stages import index
 from capfilt.stages.index import url_of, web_text_of
+from capfilt.stages.shards import funnel_of
 from capfilt.workers.inspect import Inspection
 from tests.small_run import SmallRun, planted_shards, rows_of
 
@@ -190,3 +194,28 @@ def test_text_members_past_the_limit_are_cut(small_run: SmallRun, tmp_path: Path
     index.run(run.recipe(), tables, LocalPool())
     [row] = [s for s in rows_of(tables, "index", Sample) if s.shard == 0]
     assert row.web_text == "y" * 1_000_000
+
+
+def test_a_disk_that_fails_for_a_while_blames_no_image(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(small_run, folder=tmp_path / "run")
+    monkeypatch.setattr(os, "pread", failing(os.pread, times=1))
+    with pytest.raises(ShardError, match=r"00000\.tar: cannot be read: Input/output error"):
+        index.run(run.recipe(), run.tables(), LocalPool())
+    assert index.run(run.recipe(), run.tables(), LocalPool()).dropped == (
+        funnel_of("index", small_run.tables().committed("index").values(), round_=0).dropped
+    )
+
+
+def failing(pread: Callable[[int, int, int], bytes], *, times: int) -> Callable[..., bytes]:
+    """A pread that fails at first, when it is asked for an image."""
+    left = itertools.repeat(None, times)
+
+    def read(descriptor: int, num_bytes: int, offset: int) -> bytes:
+        payload = pread(descriptor, num_bytes, offset)
+        if payload.startswith(b"\xff\xd8") and next(left, "none") is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return payload
+
+    return read

@@ -34,6 +34,7 @@ REFUSED = {"publish.webdataset"}
 OTHER_VALUES: dict[str, object] = {
     "download.allowed_hosts": ["localhost:80"],
     "caption.top_k": 50,
+    "caption.image_size_px": 448,
     "caption.repetition_penalty": 1.1,
     "caption.dtype": "bfloat16",
     "score.dtype": "bfloat16",
@@ -148,7 +149,8 @@ def test_the_seed_changes_what_is_sampled_and_all_below() -> None:
 @pytest.mark.parametrize(
     ("role", "first"),
     [("web", "download"), ("captioner", "caption"), ("filter", "score"), ("human", "train"),
-     ("tokenizer", "train"), ("start", "train")],
+     ("tokenizer", "train"), ("start", "train"), ("captioner_type", "caption"),
+     ("filter_type", "score")],
 )  # fmt: skip
 def test_other_content_under_a_name_changes_the_plans_of_its_readers(role: str, first: str) -> None:
     assert changed_stages(RECIPE, replace(DIGESTS, **{role: "other"})) == from_on(first)

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from capfilt.config import SelectSection
 from capfilt.records import TrainStep
 from capfilt.stages.report_charts import (
     MAX_POINTS,
@@ -15,8 +16,13 @@ from capfilt.stages.report_charts import (
     histogram,
     last_losses,
     loss_curves,
+    score_bar,
 )
-from capfilt.stages.report_scores import BINS, DROPPED, KEPT
+from capfilt.stages.report_scores import BINS, DROPPED, KEPT, SOURCES, Yardstick, yardstick_of
+
+
+def itm_from(bound: float) -> Yardstick:
+    return yardstick_of(SelectSection(min_itm_prob=bound), has_itm_prob=True)
 
 
 def widths(bar: str) -> list[float]:
@@ -50,7 +56,7 @@ def test_the_names_of_reasons_are_escaped() -> None:
 def test_bins_stand_as_high_as_the_root_of_their_texts() -> None:
     counts = np.zeros((3, BINS), np.int64)
     counts[KEPT, 30], counts[DROPPED, 2], counts[KEPT, 2] = 100, 15, 10
-    chart = histogram(counts, threshold=0.5, source="web")
+    chart = histogram(counts, yardstick=itm_from(0.5), source="web")
     heights = {name: float(height) for name, height in
                re.findall(r'class="(o\d)"[^>]* height="([\d.]+)"', chart)}  # fmt: skip
     full = float(re.findall(r'height="([\d.]+)"', chart)[-1])
@@ -59,9 +65,29 @@ def test_bins_stand_as_high_as_the_root_of_their_texts() -> None:
 
 
 def test_a_histogram_of_nothing_still_shows_its_axis_and_threshold() -> None:
-    chart = histogram(np.zeros((3, BINS), np.int64), threshold=0.25, source="web")
+    chart = histogram(np.zeros((3, BINS), np.int64), yardstick=itm_from(0.25), source="web")
     assert "kept from 0.25" in chart
     assert ">0.75<" in chart
+
+
+def test_a_chart_of_cosines_has_their_scale_and_no_line_if_none_is_asked_for() -> None:
+    cosine = yardstick_of(SelectSection(min_itc_cos=0.28), has_itm_prob=False)
+    counts = np.zeros((3, BINS), np.int64)
+    counts[KEPT, 24] = 7
+    web, synthetic = (histogram(counts, yardstick=cosine, source=source) for source in SOURCES)
+    assert "kept from 0.28" in web
+    assert "kept from" not in synthetic
+    assert "0.28 to 0.3: 7 kept" in web
+    assert 'aria-label="web texts by cosine of image and text (ITC)"' in web
+
+
+def test_a_score_beyond_the_scale_is_shown_at_its_end() -> None:
+    cosine = yardstick_of(SelectSection(min_itc_cos=0.2), has_itm_prob=False)
+    assert 'class="level" x="0" y="2" width="100.00"' in score_bar(
+        0.9, yardstick=cosine, source="web"
+    )
+    assert 'class="tick" x="49.50"' in score_bar(-1.0, yardstick=cosine, source="web")
+    assert "tick" not in score_bar(0.1, yardstick=cosine, source="synthetic")
 
 
 def test_a_loss_that_a_phase_does_not_have_has_no_curve() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from capfilt.config import SelectSection
 from capfilt.io.parquet import arrow_schema
-from capfilt.records import Reason, Score, TextSource, Verdict
+from capfilt.records import Reason, Score, Verdict
 from capfilt.stages.report_scores import (
     DROPPED,
     KEPT,
@@ -18,20 +19,27 @@ from capfilt.stages.report_scores import (
     SCORE_COLUMNS,
     UNJUDGED,
     TextView,
+    Yardstick,
     empty_view,
     joined,
     view_of_shard,
+    yardstick_of,
 )
 
-THRESHOLDS: dict[TextSource, float] = {"web": 0.5, "synthetic": 0.25}
+POLICY = SelectSection(min_itm_prob=0.5, min_itm_prob_synthetic=0.25)
+BY_ITM = yardstick_of(POLICY, has_itm_prob=True)
 
 
-def view(*rows: tuple[str, str, float | None, bool | None, str | None], shard: int = 0) -> TextView:
-    """The view of texts given as image, source, ITM probability, kept or not, reason."""
+def view(
+    *rows: tuple[str, str, float | None, bool | None, str | None],
+    shard: int = 0,
+    yardstick: Yardstick = BY_ITM,
+) -> TextView:
+    """The view of texts given as image, source, score, kept or not, reason."""
     scores = [
-        {"key": key, "text_source": source, "text_index": 0, "itm_prob": itm_prob,
-         "reason": reason if itm_prob is None else None}
-        for key, source, itm_prob, _, reason in rows
+        {"key": key, "text_source": source, "text_index": 0, yardstick.column: fit,
+         "reason": reason if fit is None else None}
+        for key, source, fit, _, reason in rows
     ]  # fmt: skip
     verdicts = [
         {"key": key, "text_source": source, "text_index": 0, "kept": kept, "reason": reason}
@@ -43,7 +51,7 @@ def view(*rows: tuple[str, str, float | None, bool | None, str | None], shard: i
         shard,
         pa.Table.from_pylist(scores, schema=schema),
         pa.Table.from_pylist(verdicts, schema=arrow_schema(Verdict)) if judged else None,
-        THRESHOLDS,
+        yardstick,
     )
 
 
@@ -72,6 +80,38 @@ def test_texts_are_counted_by_source_outcome_and_probability() -> None:
     assert found.histogram.sum() == 3  # a text without a score is in no bin
     assert found.histogram[0, KEPT, 39] == 1
     assert found.histogram[1, DROPPED, 0] == found.histogram[1, DROPPED, 20] == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_itm_prob", "column"),
+    [
+        ({}, True, "itm_prob"),
+        ({"min_itc_cos": 0.2}, True, "itm_prob"),
+        ({"min_itm_prob": None, "min_itm_prob_synthetic": None}, True, "itm_prob"),
+        ({"min_itm_prob": None, "min_itm_prob_synthetic": None, "min_itc_cos": 0.2}, True,
+         "itc_cos"),
+        ({"min_itm_prob": None, "min_itm_prob_synthetic": None}, False, "itc_cos"),
+    ],
+)  # fmt: skip
+def test_texts_are_shown_by_the_probability_unless_the_cosine_decides(
+    asked: dict[str, float | None], has_itm_prob: bool, column: str
+) -> None:
+    policy = SelectSection.model_validate(asked)
+    assert yardstick_of(policy, has_itm_prob=has_itm_prob).column == column
+
+
+def test_cosines_are_binned_along_their_own_scale() -> None:
+    by_cosine = yardstick_of(SelectSection(min_itc_cos=0.2), has_itm_prob=False)
+    found = view(
+        ("a", "web", 0.21, True, None),
+        ("b", "web", -0.9, False, "itc_below_min"),
+        ("c", "synthetic", 0.5, True, None),
+        yardstick=by_cosine,
+    )
+    assert found.histogram[0, KEPT, 20] == 1  # 0.20 to 0.22 of -0.2 to 0.6
+    assert found.histogram[0, DROPPED, 0] == 1
+    assert [pick.key for pick in found.above] == ["a"]  # nothing is asked of synthetic texts
+    assert [pick.key for pick in found.below] == ["b"]
 
 
 def test_a_text_without_a_score_is_near_no_threshold() -> None:
@@ -121,10 +161,11 @@ def test_texts_not_judged_yet_are_neither_kept_nor_lost() -> None:
 def test_verdicts_of_other_rows_are_noticed() -> None:
     scores = pa.table({"key": ["a"], "text_source": ["web"], "text_index": pa.array([0], "int32"),
                        "itm_prob": pa.array([0.5], "float32"),
+                       "itc_cos": pa.array([0.5], "float32"),
                        "reason": pa.array([None], "string")})  # fmt: skip
     verdicts = pa.table({"key": ["b"], "kept": [True], "reason": pa.array([None], "string")})
     with pytest.raises(AssertionError, match="shard 4: verdicts are of other rows"):
-        view_of_shard(4, scores, verdicts, THRESHOLDS)
+        view_of_shard(4, scores, verdicts, BY_ITM)
 
 
 def test_shards_joined_in_any_order_give_the_same_few_picks() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from capfilt.config import SelectSection
+from capfilt.errors import CapfiltError
 from capfilt.io.parquet import arrow_schema, records_from, table_from
 from capfilt.records import Score, TextSource, Verdict
-from capfilt.stages.select import Policy, Thresholds, judge
+from capfilt.stages.select import Policy, Thresholds, check_policy, judge
+from capfilt.stages.tables import Source
 
 
 def score(
@@ -67,6 +71,62 @@ def test_text_at_the_itm_threshold_is_kept_and_just_below_is_not() -> None:
 @pytest.mark.parametrize("bound", [0.1, 0.3, 0.6, 0.7, 0.9])
 def test_threshold_that_float32_cannot_hold_still_counts_as_reached(bound: float) -> None:
     assert reasons(score(itm=bound), web=Thresholds(min_itm_prob=bound)) == [None]
+
+
+def test_a_probability_the_filter_does_not_give_is_wanting_only_if_it_is_asked_for() -> None:
+    cosine_alone = Thresholds(min_itm_prob=None, min_itc_cos=0.25)
+    texts = score("a", itm=None, itc=0.25), score("b", itm=None, itc=0.24)
+    assert reasons(*texts, web=cosine_alone) == [None, "itc_below_min"]
+    assert reasons(*texts) == ["score_not_finite"] * 2
+
+
+def test_a_probability_that_is_no_number_is_wanting_even_if_nothing_is_asked() -> None:
+    nothing = Thresholds(min_itm_prob=None)
+    assert reasons(score(itm=math.nan), web=nothing) == ["score_not_finite"]
+
+
+def test_without_probabilities_the_best_text_has_the_highest_cosine() -> None:
+    found = reasons(
+        score("a", "web", itm=None, itc=-0.5),
+        score("a", "synthetic", 0, itm=None, itc=-0.25),
+        score("a", "synthetic", 1, itm=None, itc=-0.75),
+        score("b", "web", itm=None, itc=-0.0),
+        score("b", "synthetic", itm=None, itc=0.0),
+        score("c", "web", itm=None, itc=-0.01),
+        score("c", "synthetic", itm=None, itc=0.01),
+        policy="best",
+        web=Thresholds(min_itm_prob=None),
+        synthetic=Thresholds(min_itm_prob=None),
+    )
+    not_best = "not_best"
+    assert found == [not_best, None, not_best, None, not_best, not_best, None]
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ({}, r"clips/one: a filter of type 'clip' gives cosines and no match probability; "
+             r"set select\.min_itm_prob: null and select\.min_itm_prob_synthetic: null, and "
+             r"select\.min_itc_cos and select\.min_itc_cos_synthetic to the lowest cosine kept"),
+        ({"min_itm_prob": None}, r"set select\.min_itm_prob_synthetic: null, and select\.min_itc"),
+    ],
+)  # fmt: skip
+def test_a_policy_that_asks_a_clip_for_probabilities_is_refused(
+    policy: dict[str, float | None], told: str
+) -> None:
+    clip = Source(name="clips/one", digest="0", model_type="clip")
+    with pytest.raises(CapfiltError, match=told):
+        check_policy(SelectSection.model_validate(policy), clip)
+    check_policy(SelectSection.model_validate(policy), replace(clip, model_type="siglip"))
+
+
+def test_a_policy_that_asks_nothing_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    clip = Source(name="clips/one", digest="0", model_type="clip")
+    nothing = SelectSection(min_itm_prob=None, min_itm_prob_synthetic=None)
+    check_policy(nothing.model_copy(update={"min_itc_cos": 0.2}), clip)
+    assert caplog.messages == []
+    check_policy(nothing, clip)
+    assert caplog.messages[0].startswith("select asks nothing of the texts: set select.min_itc_cos")
 
 
 def test_each_source_has_its_own_thresholds() -> None:

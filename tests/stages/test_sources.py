@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from capfilt.errors import ShardError, StorageError
-from capfilt.stages.sources import url_list, web_shards
+from capfilt.errors import PlanError, ShardError, StorageError
+from capfilt.stages import index
+from capfilt.stages.sources import refuse_other_web, url_list, web_shards
 from capfilt.stages.tables import open_tables
 from tests.small_run import SmallRun, small_recipe
 
@@ -49,3 +51,31 @@ def test_a_url_list_is_read_by_the_columns_the_recipe_names(
         StorageError, match=r"no column 'caption'; set download\.text_column to one of url, alt"
     ):
         url_list(recipe).num_rows()
+
+
+def test_other_data_under_the_names_of_indexed_shards_is_refused(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    run = small_run.copied_to(tmp_path / "run").with_own_web(tmp_path / "web")
+    (run.web / "00000.tar").write_bytes((run.web / "00001.tar").read_bytes())
+    with pytest.raises(PlanError, match=r"web/00000\.tar: is not the shard of that name"):
+        index.job(run.recipe(), run.tables())
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_indexed_shards_may_be_moved_or_out_of_reach(
+    small_run: SmallRun, tmp_path: Path, there: bool
+) -> None:
+    run = small_run.copied_to(tmp_path / "run").with_own_web(tmp_path / "web")
+    if not there:
+        (run.web / "00000.tar").unlink()
+    assert len(index.job(run.recipe(), run.tables()).committed()) == 2
+
+
+def test_a_shard_that_was_damaged_may_be_another_now(small_run: SmallRun) -> None:
+    web, indexed = web_shards(small_run.recipe(), small_run.tables()), {}
+    commits = small_run.tables().committed("index")
+    indexed[0] = replace(commits[0], input_sha256="0" * 64, dropped={"shard_damaged": 1})
+    refuse_other_web(web, indexed)
+    with pytest.raises(PlanError, match=r"00001\.tar: "):
+        refuse_other_web(web, indexed | {1: replace(commits[1], input_sha256="0" * 64)})

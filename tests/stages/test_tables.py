@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from capfilt.local_pool import LocalPool
 from capfilt.stages import caption, select
 from capfilt.stages.shards import funnel_of
 from capfilt.stages.tables import open_tables
-from tests.small_run import IdlePool, SmallRun, files_of, finished
+from tests.small_run import IdlePool, SmallRun, files_of, finished, training
 
 
 def test_a_run_that_is_done_is_not_done_again(small_run: SmallRun, tmp_path: Path) -> None:
@@ -34,10 +35,19 @@ def test_a_costly_stage_refuses_other_settings_and_shows_the_difference(
     lines = str(refused.value).splitlines()
     assert lines[0].endswith("/round-000/captions: caption ran here with other settings:")
     assert lines[1:3] == [
-        '  options.prompt: "a picture of " -> "a photo of "',
+        '  options.prompt: null -> "a photo of "',
         "  options.top_p: 0.9 -> 0.5",
     ]
     assert "on_changed_settings: recompute" in lines[3]
+
+
+def test_settings_under_which_nothing_was_committed_may_be_changed(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    run = small_run.copied_to(tmp_path / "run", without=["captions"])
+    for sections in ({}, {"caption": {"top_p": 0.5}}):
+        run.tables(**sections).begin("caption", recompute=False)
+    assert len(list((run.folder / "round-000" / "captions").iterdir())) == 2
 
 
 @pytest.mark.parametrize("sections", [{"seed": 1}, {"caption": {"model": "filter"}}])
@@ -100,6 +110,32 @@ def test_other_weights_under_the_same_name_are_noticed(small_run: SmallRun, tmp_
     assert old["caption"] == new["caption"]
     [changed] = plan_differences(old["score"].describe(), new["score"].describe())
     assert changed.startswith("inputs.filter: ")
+
+
+def test_other_human_pairs_under_the_same_name_are_noticed(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    run = small_run.with_own_web(tmp_path / "web")
+    old = run.tables(train=training(run.web)).plans
+    content = (run.web / "human.tar").read_bytes()
+    (run.web / "human.tar").write_bytes(content.replace(b" a ", b" o ", 1))
+    new = run.tables(train=training(run.web)).plans
+    assert old["publish"] == new["publish"]
+    [changed] = plan_differences(old["train"].describe(), new["train"].describe())
+    assert changed.startswith("inputs.human: ")
+
+
+def test_human_pairs_are_read_again_only_when_their_file_is_written(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run.copied_to(tmp_path / "run").with_own_web(tmp_path / "web")
+    sections = {"train": training(run.web)}
+    before = run.tables(**sections)
+    before.begin("index", recompute=False)
+    monkeypatch.setattr("capfilt.stages.tables.contents_digest", lambda name: "read again")
+    assert run.tables(**sections).plans == before.plans
+    os.utime(run.web / "human.tar")
+    assert run.tables(**sections).sources["human"].digest == "read again"
 
 
 def test_a_stage_asks_for_the_one_before_it(small_run: SmallRun, tmp_path: Path) -> None:

@@ -10,15 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from capfilt.errors import CapfiltError, ShardError
+from capfilt.errors import CapfiltError, DeterminismError, ShardError
+from capfilt.io.commits import Table
+from capfilt.io.storage import Store
 from capfilt.io.tar import write_tar
 from capfilt.local_pool import LocalPool
+from capfilt.pool import Fetched
 from capfilt.records import PublishedSample, TrainStep
 from capfilt.stages import train
 from capfilt.stages.shards import Funnel
-from capfilt.stages.train import human_texts, published_texts
-from capfilt.workers.train import TrainingSet
-from tests.small_run import SmallRun, files_of, rows_of, training
+from capfilt.stages.train import (
+    MAX_OPEN_SHARDS,
+    human_texts,
+    list_pairs,
+    published_texts,
+    read_pairs,
+)
+from capfilt.workers.train import Trained, TrainingSet
+from tests.small_run import SmallRun, files_of, rows_of, small_recipe, training
 
 
 @pytest.mark.parametrize(
@@ -100,11 +109,77 @@ def test_training_in_another_folder_gives_the_same_bytes(
     assert first == second
 
 
-def test_an_image_people_described_may_be_broken(run: SmallRun, tmp_path: Path) -> None:
+def test_a_sample_people_made_that_cannot_be_used_is_dropped_with_its_reason(
+    run: SmallRun, tmp_path: Path
+) -> None:
     original = (run.web / "human.tar").read_bytes()
-    broken = write_tar([("z.jpg", b"not an image"), ("z.txt", b"nothing")])
-    (tmp_path / "human.tar").write_bytes(original[:-1024] + broken)
-    assert trained(run, human=str(tmp_path / "human.tar"), finetune_steps=4).kept == 41
+    broken = [("z.jpg", b"not an image"), ("z.txt", b"nothing")]
+    unpaired = [("x.txt", b"no image"), ("y.jpg", b"no text"), ("w.jpg", b"blank"), ("w.txt", b" ")]
+    (tmp_path / "human.tar").write_bytes(original[:-1024] + write_tar(broken + unpaired))
+    funnel = trained(run, human=str(tmp_path / "human.tar"), finetune_steps=4)
+    assert funnel.dropped == {"image_missing": 1, "image_unreadable": 1, "text_missing": 2}
+    assert (funnel.rows_in, funnel.kept) == (44, 40)
+
+
+@pytest.fixture
+def many_shards(tmp_path: Path) -> list[str]:
+    """300 shards of a pair each."""
+    urls = [str(tmp_path / f"{number:05d}.tar") for number in range(300)]
+    for number, url in enumerate(urls):
+        Path(url).write_bytes(write_tar([("a.jpg", b"%d" % number), ("a.txt", b"a")]))
+    return urls
+
+
+def num_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_open_files_do_not_grow_with_the_shards(many_shards: list[str]) -> None:
+    before = num_open_files()
+    pairs = read_pairs(list_pairs(many_shards, texts_of_anything, max_text_bytes=10))
+    assert num_open_files() <= before + 1
+    assert [pair.image.payload for pair in pairs] == [b"%d" % i for i in range(300)]
+    assert num_open_files() <= before + MAX_OPEN_SHARDS
+
+
+def texts_of_anything(texts: Mapping[str, bytes]) -> list[str]:
+    return [text.decode() for text in texts.values()]
+
+
+def test_a_text_too_long_for_any_caption_is_cut(tmp_path: Path) -> None:
+    tar = tmp_path / "long.tar"
+    tar.write_bytes(write_tar([("a.jpg", b"1"), ("a.txt", b"x" * 100)]))
+    [pair] = read_pairs(list_pairs([str(tar)], texts_of_anything, max_text_bytes=10))
+    assert pair.text == "x" * 10
+
+
+def test_committed_models_stay_when_a_second_training_gives_others(tmp_path: Path) -> None:
+    table = Table(Store.at_url(str(tmp_path)), stage="train", round=0, plan="p")
+    job = train.TrainJob(recipe=small_recipe(tmp_path, web=tmp_path, models=tmp_path), published=(),
+                         human=(), tokenizer="", table=table)  # fmt: skip
+    fetched = Fetched(inputs=[TrainingSet(web=[], human=[])])
+    first, second = (
+        Trained(files=(("captioner", "model.safetensors", payload),), steps=())
+        for payload in (b"first", b"second")
+    )
+    (tmp_path / "captioner").mkdir()
+    (tmp_path / "captioner" / "model.safetensors").write_bytes(b"of a try that was killed")
+    job.commit(0, fetched, [first])
+    with pytest.raises(DeterminismError, match="the first result is kept"):
+        job.commit(0, fetched, [second])
+    assert (tmp_path / "captioner" / "model.safetensors").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("file", ["captioner/model.safetensors", "filter/config.json"])
+def test_a_model_changed_after_training_is_not_used(
+    two_rounds: SmallRun, tmp_path: Path, file: str
+) -> None:
+    run = two_rounds.copied_to(tmp_path / "run")
+    sections = {"rounds": 2, "train": training(run.web)}
+    path = Path(run.tables(**sections).of("train").store.url) / file
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(CapfiltError, match=r"are not those that training wrote; restore them"):
+        run.tables(1, **sections)
 
 
 def test_a_field_corrected_after_a_failure_is_not_a_changed_setting(run: SmallRun) -> None:

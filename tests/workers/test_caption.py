@@ -10,19 +10,26 @@ from capfilt.errors import CheckpointError
 from capfilt.io.images import ImageDecoder, ImageLimits
 from capfilt.records import Caption
 from capfilt.workers.batches import SourceImage
-from capfilt.workers.caption import CaptionWorker, Sampling, load_captioner
+from capfilt.workers.caption import CaptionWorker, load_captioner
+from capfilt.workers.protocols import ImageCaptioner, Sampling
 from tests.small_run import planted_shards
 
 SAMPLING = Sampling(
-    num_captions=1, prompt="a picture of ", top_p=0.9, top_k=0, temperature=1.0,
+    num_captions=1, prompt=None, top_p=0.9, top_k=0, temperature=1.0,
     repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=6, batch_images=3, seed=0, round=0,
 )  # fmt: skip
 
 
+def loaded(directory: Path, sampling: Sampling = SAMPLING) -> ImageCaptioner:
+    return load_captioner(
+        directory, device="cpu", dtype="float32", num_threads=1, image_size_px=None,
+        sampling=sampling,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def worker(models: Path) -> Iterator[CaptionWorker]:
-    captioner = load_captioner(models / "captioner", device="cpu", dtype="float32", num_threads=1)
-    worker = CaptionWorker(captioner, ImageDecoder(ImageLimits()), SAMPLING)
+    worker = CaptionWorker(loaded(models / "captioner"), ImageDecoder(ImageLimits()), SAMPLING)
     yield worker
     worker.close()
 
@@ -69,4 +76,4 @@ def test_a_shard_without_images_has_no_captions(worker: CaptionWorker) -> None:
 
 def test_a_directory_without_a_captioner_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{tmp_path}"):
-        load_captioner(tmp_path, device="cpu", dtype="float32", num_threads=1)
+        loaded(tmp_path)

@@ -10,15 +10,15 @@ import pytest
 from capfilt.errors import CheckpointError
 from capfilt.io.images import ImageDecoder, ImageLimits
 from capfilt.workers.batches import SourceImage
+from capfilt.workers.protocols import TextScores
 from capfilt.workers.score import (
     ImageToScore,
     ScoreWorker,
     TextToScore,
-    load_matcher,
+    load_scorer,
     scored_image,
     unscored,
 )
-from capfilt_blip.tasks.matcher import MatchScores
 from tests.small_run import planted_shards
 
 
@@ -37,8 +37,10 @@ def image_to_score(number: int, *texts: TextToScore) -> ImageToScore:
     )
 
 
-def numbers(itm_prob: Sequence[float], *, vector: Sequence[float] = (1.0, 0.0)) -> MatchScores:
-    return MatchScores(
+def numbers(
+    itm_prob: Sequence[float | None], *, vector: Sequence[float] = (1.0, 0.0)
+) -> TextScores:
+    return TextScores(
         itm_prob=list(itm_prob), itc_cos=[0.25] * len(itm_prob), num_tokens=[3] * len(itm_prob),
         image_vector=list(vector),
     )  # fmt: skip
@@ -62,6 +64,11 @@ def test_a_score_that_is_no_number_is_a_reason_of_its_own(bad: float) -> None:
     assert scored.scores[0].detail == f"itm_prob is {bad}, itc_cos is 0.25"
 
 
+def test_a_filter_without_probabilities_leaves_them_null_and_the_text_scored() -> None:
+    scored = scored_image(image_to_score(0, text("a")), numbers([None]))
+    assert [(s.itm_prob, s.itc_cos, s.reason) for s in scored.scores] == [(None, 0.25, None)]
+
+
 def test_a_vector_that_is_no_vector_is_left_out() -> None:
     scored = scored_image(image_to_score(0, text("a")), numbers([0.5], vector=(nan, 0.0)))
     assert scored.vector is None
@@ -77,8 +84,8 @@ def test_a_text_keeps_its_own_reason_when_its_image_fails_too() -> None:
 
 @pytest.fixture(scope="module")
 def worker(models: Path) -> Iterator[ScoreWorker]:
-    matcher = load_matcher(models / "filter", device="cpu", dtype="float32", num_threads=1)
-    worker = ScoreWorker(matcher, ImageDecoder(ImageLimits()), batch_images=3)
+    scorer = load_scorer(models / "filter", device="cpu", dtype="float32", num_threads=1)
+    worker = ScoreWorker(scorer, ImageDecoder(ImageLimits()), batch_images=3)
     yield worker
     worker.close()
 
@@ -113,4 +120,4 @@ def test_a_broken_image_s_texts_have_the_reason(worker: ScoreWorker) -> None:
 
 def test_a_captioner_is_no_filter(models: Path) -> None:
     with pytest.raises(CheckpointError, match="a matcher is 'BlipForImageTextRetrieval'"):
-        load_matcher(models / "captioner", device="cpu", dtype="float32", num_threads=1)
+        load_scorer(models / "captioner", device="cpu", dtype="float32", num_threads=1)

@@ -121,6 +121,12 @@ def test_a_batch_of_broken_images_ends_the_training(models: Path, decoder: Image
         trained(models, decoder, TrainingSet(web=pairs, human=pairs))
 
 
+def test_a_pair_whose_image_is_broken_is_counted_once(models: Path, decoder: ImageDecoder) -> None:
+    human = [pair(2), pair(3), pair(4), pair(5, b"no image")]
+    result = trained(models, decoder, TrainingSet(web=[], human=human), batch_size=4)
+    assert result.lost == {"image_unreadable": 1}
+
+
 def test_a_single_human_pair_is_too_few(models: Path, decoder: ImageDecoder) -> None:
     with pytest.raises(CapfiltError, match="at least 2 pairs, and there are 1"):
         trained(models, decoder, TrainingSet(web=PAIRS.web, human=PAIRS.human[:1]))

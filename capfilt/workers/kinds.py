@@ -1,0 +1,60 @@
+"""Which code runs a model: decided by the `model_type` of its config.json, and by nothing else.
+
+A model of type `blip` runs on capfilt's own package. Any other captioner runs on transformers; a
+filter may also be one of the dual encoders below. What is decided here needs no torch, so that a
+recipe is refused before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from capfilt.errors import CheckpointError
+
+BLIP = "blip"
+
+DUAL_ENCODERS: Mapping[str, bool] = {
+    "clip": False,
+    "metaclip_2": False,
+    "siglip": True,
+    "siglip2": True,
+}
+"""Dual encoders of transformers that can be the filter, and whether they give a pair of image and
+text a probability. SigLIP's loss asks of each pair whether it belongs together (arXiv:2303.15343,
+sec. 3.2); CLIP's only compares texts with each other, so its number means nothing by itself."""
+
+
+def is_blip(model_type: str | None) -> bool:
+    """Whether a model runs on capfilt_blip.
+
+    Args:
+        model_type: as recorded; None by a run of a version that knew BLIP alone.
+    """
+    return model_type in (BLIP, None)
+
+
+def gives_match_probability(model_type: str | None) -> bool:
+    """Whether a filter's scores hold `itm_prob`; if not, it is null in every row."""
+    return is_blip(model_type) or DUAL_ENCODERS.get(model_type or "", True)
+
+
+def check_filter(name: str, model_type: str | None) -> None:
+    """Refuse a model that cannot be the filter.
+
+    Raises:
+        CheckpointError: says which can.
+    """
+    if not is_blip(model_type) and model_type not in DUAL_ENCODERS:
+        raise CheckpointError(
+            f"{name}: a model of type {model_type!r} cannot be the filter; "
+            f"types that can: {', '.join([BLIP, *DUAL_ENCODERS])}"
+        )
+
+
+IMAGE_ONLY = ("vision-encoder-decoder",)
+"""Captioners whose input is the image alone."""
+
+
+def takes_prompt(model_type: str | None) -> bool:
+    """Whether a captioner reads a prompt."""
+    return model_type not in IMAGE_ONLY

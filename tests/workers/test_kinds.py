@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from capfilt.errors import CheckpointError
+from capfilt.workers.kinds import check_filter, gives_match_probability, is_blip
+
+
+def test_a_run_that_recorded_no_kind_used_blip() -> None:
+    assert is_blip(None)
+    assert is_blip("blip")
+    assert not is_blip("clip")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "given"),
+    [(None, True), ("blip", True), ("siglip", True), ("siglip2", True), ("clip", False)],
+)
+def test_clip_alone_gives_no_probability(model_type: str | None, given: bool) -> None:
+    assert gives_match_probability(model_type) is given
+
+
+def test_a_model_that_cannot_be_the_filter_is_refused_with_a_list_of_those_that_can() -> None:
+    with pytest.raises(CheckpointError) as refused:
+        check_filter("some/bert", "bert")
+    assert str(refused.value) == (
+        "some/bert: a model of type 'bert' cannot be the filter; types that can: "
+        "blip, clip, metaclip_2, siglip, siglip2"
+    )
+    check_filter("some/clip", "clip")
