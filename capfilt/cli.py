@@ -229,11 +229,15 @@ def _status(options: argparse.Namespace) -> None:
     from capfilt.console import show_status, status_json
     from capfilt.stages.status import run_status
 
-    statuses = run_status(_recipe(options))
+    recipe = _recipe(options)
+    statuses = run_status(recipe)
     if options.json:
         print(json.dumps(status_json(statuses), indent=2))
-    else:
-        show_status(statuses)
+        return
+    begun = any(status.funnel.shards for status in statuses)
+    folder = recipe.run if "://" in recipe.run else Path(recipe.run).resolve()
+    print(f"run {folder}" if begun else f"run {folder}: nothing is there yet under these settings")
+    show_status(statuses)
 
 
 def _explain(options: argparse.Namespace) -> None:

@@ -7,10 +7,12 @@ comes from the web is printed without its control characters: a terminal would o
 from __future__ import annotations
 
 import logging
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shutil import which
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -139,6 +141,9 @@ def show_funnel(funnel: Funnel) -> None:
     if funnel.dropped:
         line.append(f"; {reasons_text(funnel.dropped)}", style="not bold")
     Console().print(line, soft_wrap=True)
+    if funnel.stage == "publish" and funnel.kept == 0:
+        hint = "          nothing is published; `capfilt status` shows at which stage the rows went"
+        Console().print(hint, style="bold yellow", soft_wrap=True)
 
 
 def show_status(statuses: Sequence[StageStatus]) -> None:
@@ -303,13 +308,16 @@ def show_demo(figures: DemoFigures, folder: Path) -> None:
     for what, figure, counts in _demo_lines(figures):
         truth.add_row(what, figure, counts)
     _show_table(truth)
+    # Without the environment's bin on the path, as after `make demo`, the bare name is not found.
+    unknown = which("capfilt") is None and Path(sys.argv[0]).name == "capfilt"
+    capfilt = sys.argv[0] if unknown else "capfilt"
     Console().print(
         f"Dataset  {figures.dataset}\nModels   {figures.models}\n\n"
         "Try next\n"
-        f"  capfilt status {folder}/recipe.yaml\n"
-        f"  capfilt explain {folder}/recipe.yaml 00000-000007\n"
-        f"  capfilt select {folder}/recipe.yaml --set select.min_itm_prob=0.9\n"
-        f"  capfilt report {folder}/recipe.yaml",
+        f"  {capfilt} status {folder}/recipe.yaml\n"
+        f"  {capfilt} explain {folder}/recipe.yaml 00000-000007\n"
+        f"  {capfilt} select {folder}/recipe.yaml --set select.min_itm_prob=0.9\n"
+        f"  {capfilt} report {folder}/recipe.yaml",
         highlight=False,
         soft_wrap=True,
     )

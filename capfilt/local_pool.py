@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from capfilt.errors import CapfiltError, ShardError
-from capfilt.pool import AnyJob, Fetched, ShardReport, Worker, failed_report, read_shard
+from capfilt.pool import (
+    AnyJob,
+    Fetched,
+    ShardReport,
+    Worker,
+    build_error,
+    failed_report,
+    read_shard,
+)
 from capfilt.route import Route
 from capfilt.stopping import stop_on_signals
 from capfilt.suspects import Suspect, breaks_device, carry_out, worker_error
@@ -91,10 +99,19 @@ class _Bench:
 
     def _worker(self, position: int) -> Worker[object, object]:
         if position not in self._workers:
-            worker = self._chain[position].build_worker()
+            worker = _built(self._chain[position])
             self._stack.callback(worker.close)
             self._workers[position] = worker
         return self._workers[position]
+
+
+def _built(job: AnyJob) -> Worker[object, object]:
+    try:
+        return job.build_worker()
+    except CapfiltError:
+        raise
+    except Exception as error:
+        raise build_error(job, error) from error
 
 
 def _outputs(

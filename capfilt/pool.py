@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, overload
 
-from capfilt.errors import ShardError
+from capfilt.errors import CapfiltError, ShardError
 from capfilt.records import Reason
 
 InputT = TypeVar("InputT")
@@ -162,6 +162,12 @@ def read_shard(job: ShardJob[InputT, OutputT], shard: int) -> Fetched[InputT]:
         return job.fetch(shard)
     except OSError as err:
         raise ShardError(f"cannot be read: {err}") from err
+
+
+def build_error(job: AnyJob, error: Exception) -> CapfiltError:
+    """The one line for a worker that cannot be built, whatever went wrong."""
+    what = f"{type(error).__name__}: {error}"
+    return CapfiltError(f"stage {job.stage}: no worker could be built: {what}")
 
 
 def work_on_shard(

@@ -113,6 +113,11 @@ def test_a_funnel_is_one_line_however_long(capsys, width):
     ]
 
 
+def test_an_empty_dataset_is_not_a_silent_success(capsys):
+    show_funnel(funnel("publish", dropped={"no_text_kept": 7}, kept=0))
+    assert "nothing is published; `capfilt status` shows" in capsys.readouterr().out
+
+
 def test_status_shows_every_digit_and_reason_on_any_screen(capsys, width):
     dropped = {"duplicate_perceptual": 1_234_567, "no_text_kept": 89}
     done = funnel("dedup", dropped=dropped, kept=9_876_543)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from capfilt.errors import Stopped, StorageError
+from capfilt.errors import CapfiltError, Stopped, StorageError
 from capfilt.local_pool import LocalPool
 from capfilt.pool import Fetched, Quarantine, Resources, ShardReport, work_on_shard
 from capfilt.records import Reason
@@ -117,6 +117,14 @@ def test_a_stop_request_ends_the_run_after_the_shard_at_hand(tmp_path: Path):
         list(reports)
 
 
+def test_a_worker_that_cannot_be_built_is_one_line(tmp_path: Path):
+    with pytest.raises(CapfiltError) as caught:
+        run(NoDeviceJob(folder=tmp_path), shards=[0])
+    assert str(caught.value) == (
+        "stage first: no worker could be built: ValueError: device is 'tpu', which is not here"
+    )
+
+
 def test_reports_tell_the_seconds_of_work(tmp_path: Path):
     [report] = run(DoublingJob(folder=tmp_path), shards=[0])
     assert 0 < report.seconds < 5
@@ -150,6 +158,11 @@ class EagerWorker(DoublingWorker):
     def __call__(self, inputs):
         assert self.job.was_read.wait(timeout=2), "the second shard is not read"
         return super().__call__(inputs)
+
+
+class NoDeviceJob(DoublingJob):
+    def build_worker(self):
+        raise ValueError("device is 'tpu', which is not here")
 
 
 class LosingWorker(DoublingWorker):

@@ -16,7 +16,15 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from capfilt.errors import CapfiltError
-from capfilt.pool import AnyJob, Fetched, Quarantine, ShardReport, Worker, read_shard
+from capfilt.pool import (
+    AnyJob,
+    Fetched,
+    Quarantine,
+    ShardReport,
+    Worker,
+    build_error,
+    read_shard,
+)
 from capfilt.suspects import Task, breaks_device, carry_out, worker_error
 
 log = logging.getLogger(__name__)
@@ -57,8 +65,7 @@ class ShardActor:
                 return _portable(error)
             except Exception as error:
                 log.exception("stage %s: the worker could not be built", self._job.stage)
-                what = f"{type(error).__name__}: {error}"
-                return CapfiltError(f"stage {self._job.stage}: no worker could be built: {what}")
+                return build_error(self._job, error)
         return None
 
     def carry_out(self, ticket: int, task: Task) -> Outcome:
