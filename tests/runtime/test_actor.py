@@ -63,6 +63,13 @@ def test_a_shard_that_cannot_be_read_passes_its_turn_on(tmp_path: Path):
     assert isinstance(actor.carry_out(1, Run(shard=1)), ShardReport)
 
 
+def test_a_disk_that_fails_while_a_shard_is_read_is_the_shards_error(tmp_path: Path):
+    later = DoublingJob(folder=tmp_path, stage="second", source="first")
+    outcome = built(later).carry_out(0, Run(shard=0))  # nothing was committed by the first
+    assert isinstance(outcome, ShardError)
+    assert str(outcome).startswith("cannot be read: [Errno 2] No such file")
+
+
 def test_an_exception_of_the_worker_is_returned_in_one_line(tmp_path: Path):
     outcome = built(DoublingJob(folder=tmp_path, on_row={0: "raise"})).carry_out(0, Run(shard=0))
     assert outcome == Quarantine(reason=Reason.WORKER_ERROR, detail="ValueError: row 0 is bad")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -50,6 +51,12 @@ def test_a_row_that_ends_its_worker_is_quarantined_alone(pool: RayPool, job: Dou
     reports = run(pool, job, shards=[0, 1])
     assert {r.shard: r.dropped for r in reports} == {0: {"killed_worker": 1}, 1: {}}
     assert job.rows(0) == [0, 2, [2, "killed_worker", "the worker process died"]]
+
+
+def test_a_shard_that_is_one_whole_fails_with_its_own_error(pool: RayPool, job: DoublingJob):
+    whole = Resources(num_cpus=0.5, divisible=False, shard_timeout_s=math.inf)
+    [report] = run(pool, replace(job, on_row={0: "raise"}, resources=whole), shards=[0])
+    assert report.error == "the worker raised ValueError: row 0 is bad"
 
 
 def test_rows_that_raise_are_quarantined_without_a_new_worker(pool: RayPool, job: DoublingJob):
