@@ -11,6 +11,7 @@ they change nothing about the work, since texts are kept from ending early.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -24,14 +25,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from capfilt_blip.blip import BlipCaptioner, BlipMatcher
-from capfilt_blip.checkpoint import save_captioner, save_matcher
+from benchmarks.peers import caption_pair, config_of, quiet_transformers, random_texts, score_pair
 from capfilt_blip.config import BlipConfig
-from capfilt_blip.decode import Limits, generate_greedy, generate_sampled
 from capfilt_blip.sampling import Sampling, sample
 from capfilt_blip.tokenizer import Tokenizer
-
-NUM_TOKENS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,73 +90,36 @@ def _seconds(work: Callable[[], Tensor]) -> float:
 
 def caption_cases(config: BlipConfig, tokenizer: Tokenizer, folder: Path) -> Iterator[Case]:
     """One caption of each of 8 images, greedily; and 10 drawn captions of one image."""
-    model = BlipCaptioner(config).eval()
-    save_captioner(folder, model=model, tokenizer=tokenizer)
-    peer = transformers.BlipForConditionalGeneration.from_pretrained(folder).eval()
+    pair = caption_pair(config, tokenizer, folder)
     side = config.vision.image_size_px
     pixels = torch.randn(8, 3, side, side)
-    limits = Limits(min_new_tokens=NUM_TOKENS - 1, max_new_tokens=NUM_TOKENS)
-    fixed = {"min_new_tokens": NUM_TOKENS, "max_new_tokens": NUM_TOKENS}
-
-    def greedy() -> Tensor:
-        memory = model.text_decoder.project_memory(model.vision(pixels))
-        prompt = [config.bos_token_id]
-        ids = generate_greedy(model, memory, prompt_ids=prompt, limits=limits).token_ids
-        return ids[:, : NUM_TOKENS - 1]
-
-    def their_greedy() -> Tensor:
-        return peer.generate(pixel_values=pixels, **fixed)[:, 1:NUM_TOKENS]
-
-    def drawn() -> Tensor:
-        memory = model.text_decoder.project_memory(model.vision(pixels[:1]))
-        return generate_sampled(
-            model,
-            memory,
-            prompt_ids=[config.bos_token_id],
-            row_keys=list(range(10)),
-            limits=limits,
-            sampling=Sampling(top_p=0.9),
-        ).token_ids
-
-    def their_drawn() -> Tensor:
-        return peer.generate(
-            pixel_values=pixels[:1],
-            do_sample=True,
-            top_p=0.9,
-            top_k=0,
-            num_return_sequences=10,
-            **fixed,
-        )
-
-    yield Case(name="caption 8 images, 1 each", ours=greedy, theirs=their_greedy, tolerance=0.0)
-    yield Case(name="caption 1 image, 10 drawn", ours=drawn, theirs=their_drawn, tolerance=None)
+    yield Case(
+        name="caption 8 images, 1 each",
+        ours=lambda: pair.greedy(pixels),
+        theirs=lambda: pair.their_greedy(pixels),
+        tolerance=0.0,
+    )
+    yield Case(
+        name="caption 1 image, 10 drawn",
+        ours=lambda: pair.drawn(pixels[:1], num_captions=10).token_ids,
+        theirs=lambda: pair.their_drawn(pixels[:1], num_captions=10),
+        tolerance=None,
+    )
 
 
 def score_cases(config: BlipConfig, tokenizer: Tokenizer, folder: Path) -> Iterator[Case]:
     """ITM of 4 images with 2 texts each, and of one with 11."""
-    model = BlipMatcher(config).eval()
-    save_matcher(folder, model=model, tokenizer=tokenizer)
-    peer = transformers.BlipForImageTextRetrieval.from_pretrained(folder).eval()
+    pair = score_pair(config, tokenizer, folder)
     side = config.vision.image_size_px
     for num_images, num_texts in ((4, 2), (1, 11)):
         pixels = torch.randn(num_images, 3, side, side)
-        ids = torch.randint(5, config.text.vocab_size - 5, (num_images * num_texts, NUM_TOKENS))
-        ids[:, 0] = config.cls_token_id  # what transformers reads
-
-        def ours(pixels: Tensor = pixels, ids: Tensor = ids) -> Tensor:
-            memory = model.text_encoder.project_memory(model.vision(pixels))
-            mask = torch.ones_like(ids, dtype=torch.bool)
-            return model.itm_logits(ids, mask, memory).softmax(-1)
-
-        def theirs(pixels: Tensor = pixels, ids: Tensor = ids) -> Tensor:
-            repeated = pixels.repeat_interleave(len(ids) // len(pixels), dim=0)
-            scores: Tensor = peer(
-                input_ids=ids, pixel_values=repeated, attention_mask=torch.ones_like(ids)
-            ).itm_score
-            return scores.softmax(-1)
-
-        name = f"score {num_images} images, {num_texts} texts each"
-        yield Case(name=name, ours=ours, theirs=theirs, tolerance=1e-5)
+        ids = random_texts(config, num_images * num_texts)
+        yield Case(
+            name=f"score {num_images} images, {num_texts} texts each",
+            ours=functools.partial(pair.itm, pixels, ids),
+            theirs=functools.partial(pair.their_itm, pixels, ids),
+            tolerance=1e-5,
+        )
 
 
 def sampler_cases() -> Iterator[Case]:
@@ -181,18 +141,6 @@ def sampler_cases() -> Iterator[Case]:
         yield Case(name=f"draw {num_rows} tokens", ours=ours, theirs=theirs, tolerance=None)
 
 
-def config_of(size: str) -> tuple[BlipConfig, Tokenizer]:
-    """The sizes, and a tokenizer whose vocabulary has as many tokens."""
-    config = BlipConfig.base() if size == "base" else BlipConfig.tiny(vocab_size=1_000)
-    special = {"[PAD]": config.pad_token_id, "[CLS]": config.cls_token_id}
-    special |= {"[SEP]": config.sep_token_id, "[UNK]": config.cls_token_id - 1}
-    special |= {"[MASK]": config.sep_token_id + 1}
-    special |= {"[DEC]": config.bos_token_id, "[ENC]": config.enc_token_id}
-    taken = set(special.values())
-    words = {f"w{i}": i for i in range(config.text.vocab_size) if i not in taken}
-    return config, Tokenizer(special | words)
-
-
 @torch.inference_mode()
 def main() -> None:
     """Measure every case and print a table."""
@@ -203,8 +151,7 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     config, tokenizer = config_of(chosen.size)
     results: list[Result] = []
     print(f"{'':<32} {'ours':>9} {'theirs':>9} {'ratio':>6}  median (range)    difference")

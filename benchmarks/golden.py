@@ -31,7 +31,7 @@ from torch import Tensor
 from capfilt_blip.checkpoint import CheckpointError, load_captioner, load_matcher, load_vqa
 from capfilt_blip.decode import Limits, generate_greedy
 from capfilt_blip.tasks.captioner import Captioner
-from capfilt_blip.tasks.matcher import MAX_TEXT_TOKENS
+from capfilt_blip.tasks.match_rows import MAX_TEXT_TOKENS
 from capfilt_blip.tokenizer import FirstToken
 from capfilt_blip.transforms import normalise, to_uint8
 

@@ -52,6 +52,8 @@ def scored_texts(count: int) -> pa.Table:
         "num_tokens": pa.nulls(count, pa.int32()),
         "reason": pa.array(["worker_error"]).take(pa.array(np.zeros(count, np.int8), mask=~lost)),
         "detail": pa.nulls(count, pa.string()),
+        "decided_by": pa.nulls(count, pa.string()),
+        "audited": pa.array(np.zeros(count, np.bool_)),
     }
     return pa.table(columns, schema=arrow_schema(Score))
 

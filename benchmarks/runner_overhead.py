@@ -4,7 +4,7 @@
 
 Empty shards do nothing in any step: all of their time is the pool's. Timed shards read for 20 ms,
 work for 50 ms and commit for 20 ms, asleep: 50 ms each if reading and committing are hidden behind
-work (actors), 70 if only reading is (this process), 90 if nothing is. MB is the growth of the
+work, 70 if only reading is, 90 if nothing is. MB is the growth of the
 driver's resident set over the run; the first run with Ray includes what Ray itself sets up.
 """
 

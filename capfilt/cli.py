@@ -227,7 +227,8 @@ def _run_loop(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     from capfilt.console import show_status, status_json
-    from capfilt.stages.status import run_status
+    from capfilt.speed_text import show_speed
+    from capfilt.stages.status import run_status, tuned_lines
 
     recipe = _recipe(options)
     statuses = run_status(recipe)
@@ -238,6 +239,9 @@ def _status(options: argparse.Namespace) -> None:
     folder = recipe.run if "://" in recipe.run else Path(recipe.run).resolve()
     print(f"run {folder}" if begun else f"run {folder}: nothing is there yet under these settings")
     show_status(statuses)
+    for line in tuned_lines(recipe):
+        print(line)
+    show_speed(statuses)
 
 
 def _explain(options: argparse.Namespace) -> None:

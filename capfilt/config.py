@@ -19,6 +19,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -28,8 +30,22 @@ from capfilt.recipe_yaml import apply_overrides, parse_yaml
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["float32", "bfloat16", "float16", "int8"]
+Decoding = Literal["exact", "scaled", "fast", "fast_scaled"]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def _number_or_auto(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """One line about a batch size, instead of one for each kind that it might have been."""
+    try:
+        return handler(value)
+    except ValidationError as err:
+        raise ValueError(f"found {_shown(value)}; a number from 2 to 4096, or auto") from err
+
+
+BatchImages = Annotated[
+    Annotated[int, Field(ge=2, le=4096)] | Literal["auto"], WrapValidator(_number_or_auto)
+]
 
 HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):[0-9]{1,5}")
 PATCH_SIDE_PX = {"tiny": 8, "base": 16, "large": 16}
@@ -149,10 +165,18 @@ class CaptionSection(Section):
     """Fewest generated tokens, prompt not counted."""
     max_new_tokens: int = Field(20, ge=1, le=500)
     """Most generated tokens, prompt not counted."""
-    batch_images: int = Field(16, ge=2, le=4096)
-    """Images per batch; fixed, because a batch's shape can change the last bit of a logit."""
+    decode: Decoding = "exact"
+    """How an image becomes a square. exact: decoded whole and resized by Pillow, as BLIP was
+    evaluated. scaled: a JPEG of 3.8 times the square's side or more is decoded at 1/2, 1/4 or
+    1/8. fast: exact but for a step or two of 255, with SIMD; needs capfilt[fast-decode].
+    fast_scaled: both. Speeds and effects: docs/performance.md."""
+    batch_images: BatchImages = 16
+    """Images per batch; one for the whole run, because a batch's shape can change the last bit of a
+    logit. auto: a probe of some seconds finds a size that is fast and fits into
+    `pool.memory_share`, and the run keeps it."""
     dtype: DType = "float32"
-    """Number format of the model: float32 on CPU, bfloat16 on GPU."""
+    """Number format of the model: float32 on CPU, bfloat16 on GPU. int8 is for a BLIP on CPUs:
+    about twice as fast as float32, with nearly the same answers."""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> CaptionSection:
@@ -164,16 +188,44 @@ class CaptionSection(Section):
         return self
 
 
+class CascadeSection(Section):
+    """Whom ITM is asked of: the texts whose ITC cosine is neither clearly low nor clearly high."""
+
+    itc_cos_drop: Cosine
+    """Highest cosine at which a text counts as no match without ITM being asked."""
+    itc_cos_keep: Cosine
+    """Lowest cosine at which a text counts as a match without ITM being asked."""
+    audit_share: Probability = 0.01
+    """Share of the texts decided by ITC that ITM looks at all the same, to count how often the two
+    disagree; drawn by seed and key. It changes no decision."""
+
+    @model_validator(mode="after")
+    def _leaves_a_band(self) -> CascadeSection:
+        if self.itc_cos_drop >= self.itc_cos_keep:
+            raise ValueError(
+                f"itc_cos_drop is {self.itc_cos_drop}, not below itc_cos_keep, "
+                f"{self.itc_cos_keep}; between them lie the texts that ITM decides"
+            )
+        return self
+
+
 class ScoreSection(Section):
     """The filter: ITM probability and ITC cosine of every text; a CLIP gives the cosine alone."""
 
     model: Name
     """Filter: hub id or directory with config.json and model.safetensors: a BLIP, CLIP or
     SigLIP."""
-    batch_images: int = Field(16, ge=2, le=4096)
-    """Images per batch; fixed, see caption.batch_images."""
+    decode: Decoding = "exact"
+    """How an image becomes a square; see caption.decode."""
+    batch_images: BatchImages = 16
+    """Images per batch, or auto; see caption.batch_images."""
     dtype: DType = "float32"
-    """Number format of the model: float32 on CPU, bfloat16 on GPU."""
+    """Number format of the model: float32 on CPU, bfloat16 on GPU. int8 is for a BLIP on CPUs:
+    about twice as fast as float32, with nearly the same answers."""
+    cascade: CascadeSection | None = None
+    """Null: a BLIP computes ITM for every text. {itc_cos_drop: LOW, itc_cos_keep: HIGH} lets ITC
+    decide texts whose cosine is at most LOW or at least HIGH; `audit_share: 0.01` of them are put
+    to ITM all the same. LOW and HIGH belong to one model: see docs/performance.md."""
 
 
 class SelectSection(Section):
@@ -181,7 +233,7 @@ class SelectSection(Section):
 
     policy: Literal["both", "best", "web_first"] = "both"
     """both: each text is judged apart (the paper's rule). best: of an image's passing texts the
-    one with the highest ITM probability, or cosine if the filter gives none. web_first: synthetic
+    one with the highest ITM probability, or cosine if not all have one. web_first: synthetic
     texts only where no web text passes."""
     min_itm_prob: Probability | None = 0.5
     """Lowest ITM match probability of a web text. 0.5 is BLIP's rule: the head says "match". Null:
@@ -323,11 +375,18 @@ class PoolSection(Section):
     """Ray cluster to join; null joins the one a job runs in, or else starts one here."""
     device: str = "cpu"
     """Device of the models: cpu, cuda, cuda:1 ..."""
+    memory_share: float = Field(0.8, gt=0, le=1)
+    """Share of a GPU's memory, or without one of the machine's, that workers may fill where
+    batch_images is auto. The workers on it share alike; the rest is for what comes and goes."""
     decode_processes: int = Field(1, ge=1, le=64)
     """Image-decoding processes beside each worker."""
     shard_timeout_s: float = Field(3600, gt=0)
     """A shard that takes longer is taken from its worker. `dedup` and `train` take as long as they
     take: their one piece of work is the whole round."""
+    trace: Name | None = None
+    """Folder on the worker's machine for one trace per worker of `caption` and `score`: when it
+    read, decoded, waited, computed and committed. Open them in chrome://tracing or Perfetto
+    (ui.perfetto.dev); about 1 kB per batch. Null: none."""
     download: WorkersSection = WorkersSection()
     """Workers of `download`."""
     index: WorkersSection = WorkersSection()
@@ -393,6 +452,17 @@ class Recipe(Section):
         if (self.input.shards is None) == (self.download.urls is None):
             found = "neither is" if self.input.shards is None else "both are"
             raise ValueError(f"give input.shards or download.urls, one of the two; {found} set")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_numbers_on_cpus(self) -> Recipe:
+        dtypes = {"caption": self.caption.dtype, "score": self.score.dtype}
+        rounded = [f"{stage}.dtype" for stage, dtype in dtypes.items() if dtype == "int8"]
+        if rounded and not re.fullmatch("cpu(:[0-9]+)?", self.pool.device):
+            raise ValueError(
+                f"{rounded[0]} is int8, which is for CPUs, and pool.device is "
+                f"{self.pool.device!r}; set {rounded[0]}: bfloat16, or pool.device: cpu"
+            )
         return self
 
     @model_validator(mode="after")

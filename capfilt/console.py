@@ -148,7 +148,7 @@ def show_funnel(funnel: Funnel) -> None:
 
 def show_status(statuses: Sequence[StageStatus]) -> None:
     """Where a run stands, as a table."""
-    table = _table("round", "stage", "shards>", "in>", "kept>", "dropped~")
+    table = new_table("round", "stage", "shards>", "in>", "kept>", "dropped~")
     for status in statuses:
         funnel = status.funnel
         table.add_row(
@@ -159,13 +159,13 @@ def show_status(statuses: Sequence[StageStatus]) -> None:
             f"{funnel.kept:,}" if funnel.shards else "",
             reasons_text(funnel.dropped),
         )
-    _show_table(table)
+    show_table(table)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def new_table(*columns: str, title: str | None = None) -> Table:
     """A table whose columns marked `>` are right-aligned; those marked `~` wrap, all others do not.
 
-    Show it with `_show_table`.
+    Show it with `show_table`.
     """
     table = Table(
         title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1)
@@ -181,10 +181,12 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def _show_table(table: Table) -> None:
+def show_table(table: Table) -> None:
     """Print a table whole: on a screen that is too narrow, its lines are too long."""
     console = Console()
-    columns = table.__rich_measure__(console, console.options.update(width=MAX_WIDTH)).minimum
+    measured = table.__rich_measure__(console, console.options.update(width=MAX_WIDTH))
+    wraps = any(not column.no_wrap for column in table.columns)
+    columns = measured.minimum if wraps else measured.maximum
     borders = len(table.columns) + 1
     Console(width=max(console.width, columns + borders)).print(table)
 
@@ -198,6 +200,7 @@ def status_json(statuses: Sequence[StageStatus]) -> list[dict[str, object]]:
             "shards_total": status.shards_total,
             "done": status.done,
             "folder": status.folder,
+            "speed": None if status.speed is None else asdict(status.speed),
         }
         for status in statuses
     ]
@@ -206,7 +209,7 @@ def status_json(statuses: Sequence[StageStatus]) -> list[dict[str, object]]:
 def show_passport(found: Passport) -> None:
     """A sample's passport: what each stage recorded of it."""
     _show_card(found.sample.key, _sample_lines(found))
-    table = _table("text~", "source", "log p>", "ITM>", "ITC>", "verdict")
+    table = new_table("text~", "source", "log p>", "ITM>", "ITC>", "verdict")
     verdicts = {(v.text_source, v.text_index): v for v in found.verdicts}
     for score in found.scores:
         verdict = verdicts.get((score.text_source, score.text_index))
@@ -219,7 +222,7 @@ def show_passport(found: Passport) -> None:
             _verdict_text(verdict, score.reason),
         )
     if found.scores:
-        _show_table(table)
+        show_table(table)
 
 
 def show_lost(row: Download) -> None:
@@ -292,7 +295,7 @@ def _number(value: float | None, digits: int) -> str:
 
 def show_demo(figures: DemoFigures, folder: Path) -> None:
     """What the demo measured, and what to try next."""
-    funnel = _table(
+    funnel = new_table(
         "stage", "in>", "kept>", "dropped, by reason~", "unaccounted>", title="Where the rows went"
     )
     for row in figures.funnels:
@@ -303,11 +306,11 @@ def show_demo(figures: DemoFigures, folder: Path) -> None:
             reasons_text(row.dropped) or "-",
             str(row.remainder),
         )
-    _show_table(funnel)
-    truth = _table("what~", "figure>", "counts~", title="Against the truth")
+    show_table(funnel)
+    truth = new_table("what~", "figure>", "counts~", title="Against the truth")
     for what, figure, counts in _demo_lines(figures):
         truth.add_row(what, figure, counts)
-    _show_table(truth)
+    show_table(truth)
     # Without the environment's bin on the path, as after `make demo`, the bare name is not found.
     unknown = which("capfilt") is None and Path(sys.argv[0]).name == "capfilt"
     capfilt = sys.argv[0] if unknown else "capfilt"

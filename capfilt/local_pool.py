@@ -1,8 +1,9 @@
 """The pool of this process: for notebooks, tests, and a machine that does not need Ray.
 
-One shard is worked on while the next one is read ahead. A worker that raises is answered like one
-that dies elsewhere: the row is searched for and quarantined. A worker that dies takes the run with
-it; that is what `runtime.RayPool` is for.
+While the worker is at one shard, a thread reads the next one and another commits the last one, so a
+shard is reported when the one after it has been worked on. A worker that raises is answered like
+one that dies elsewhere: the row is searched for and quarantined. A worker that dies takes the run
+with it; that is what `runtime.RayPool` is for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from capfilt.errors import CapfiltError, ShardError
+from capfilt.meter import Effort, effort_of, span_of
 from capfilt.pool import (
     AnyJob,
     Fetched,
@@ -22,6 +24,7 @@ from capfilt.pool import (
     Worker,
     build_error,
     failed_report,
+    prepared,
     read_shard,
 )
 from capfilt.route import Route
@@ -44,36 +47,50 @@ class LocalPool:
                 yield from route.arrive(shard, 0)
             ahead = bench.read_next()
             while ahead is not None:
+                if stop.requested:
+                    yield from bench.settle()
                 stop.raise_if_requested()
                 current, ahead = ahead, bench.read_next()
-                report = bench.finish(current)
-                yield report
-                if report.error is None:
-                    yield from route.arrive(current.shard, current.position + 1)
+                yield from bench.work_on(current, ahead)
                 ahead = ahead or bench.read_next()
+                if ahead is None:  # the next one may be what is being committed
+                    yield from bench.settle()
+                    ahead = bench.read_next()
 
     def close(self) -> None:
         """Nothing outlives `run`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Reading:
-    """A shard being read for one job of the chain."""
+    """A shard being read for one job of the chain, and prepared for its worker if there is one."""
 
     position: int
     shard: int
     fetched: Future[Fetched[object]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Committing:
+    """A shard being committed."""
+
+    position: int
+    report: Future[ShardReport]
+    effort: Effort | None
+
+
 class _Bench:
-    """The workers of a chain, built when their first shard comes, and a thread that reads."""
+    """The workers of a chain, built when their first shard comes, and the threads beside them."""
 
     def __init__(self, chain: Sequence[AnyJob], route: Route, stack: ExitStack) -> None:
         self._chain = chain
         self._route = route
         self._stack = stack
         self._workers: dict[int, Worker[object, object]] = {}
+        # Leaving waits for the thread's task at hand: a commit that was begun is ended.
         self._reader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        self._writer = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        self._committing: _Committing | None = None
 
     def read_next(self) -> _Reading | None:
         """Start to read the next shard: the one furthest along the chain."""
@@ -84,18 +101,52 @@ class _Bench:
                 return _Reading(position=position, shard=shard, fetched=fetched)
         return None
 
-    def finish(self, reading: _Reading) -> ShardReport:
-        """Work on a shard and commit it."""
-        job, shard = self._chain[reading.position], reading.shard
-        worker = self._worker(reading.position)
+    def work_on(self, current: _Reading, ahead: _Reading | None) -> Iterator[ShardReport]:
+        """Work on a shard, and begin to commit it.
+
+        Args:
+            current: the shard.
+            ahead: the one after it; its worker, if it has one by now, may begin with it.
+
+        Yields:
+            What was committed meanwhile, and this shard if it failed.
+        """
+        job, shard = self._chain[current.position], current.shard
+        worker = self._worker(current.position)
         began = perf_counter()
         try:
-            fetched = reading.fetched.result()
+            fetched = current.fetched.result()
+            if ahead is not None:
+                self._prepare(ahead)
             outputs = _outputs(job, worker, shard, fetched)
-            report = job.commit(shard, fetched, outputs)
         except ShardError as error:
-            return failed_report(job.stage, shard, str(error))
-        return replace(report, seconds=perf_counter() - began)
+            yield from self.settle()
+            yield failed_report(job.stage, shard, str(error))
+            return
+        worked_s, effort = perf_counter() - began, effort_of(worker)
+        settled = list(self.settle())  # before whoever reads the reports keeps this one waiting
+        report = self._writer.submit(_committed, job, worker, shard, fetched, outputs, worked_s)
+        self._committing = _Committing(position=current.position, report=report, effort=effort)
+        yield from settled
+
+    def settle(self) -> Iterator[ShardReport]:
+        """Wait for the commit under way, if any; its shard goes on to the next job.
+
+        Raises:
+            StorageError: nothing was committed.
+        """
+        if self._committing is None:
+            return
+        ended, self._committing = self._committing, None
+        report = replace(ended.report.result(), effort=ended.effort)
+        yield report
+        if report.error is None:
+            yield from self._route.arrive(report.shard, ended.position + 1)
+
+    def _prepare(self, ahead: _Reading) -> None:
+        worker = self._workers.get(ahead.position)
+        if worker is not None:
+            ahead.fetched = self._reader.submit(_prepared, worker, ahead.fetched)
 
     def _worker(self, position: int) -> Worker[object, object]:
         if position not in self._workers:
@@ -112,6 +163,27 @@ def _built(job: AnyJob) -> Worker[object, object]:
         raise
     except Exception as error:
         raise build_error(job, error) from error
+
+
+def _prepared(worker: Worker[object, object], fetched: Future[Fetched[object]]) -> Fetched[object]:
+    return prepared(worker, fetched.result())
+
+
+def _committed(
+    job: AnyJob,
+    worker: Worker[object, object],
+    shard: int,
+    fetched: Fetched[object],
+    outputs: list[object],
+    worked_s: float,
+) -> ShardReport:
+    began = perf_counter()
+    try:
+        with span_of(worker, "commit"):
+            report = job.commit(shard, fetched, outputs)
+    except ShardError as error:
+        return failed_report(job.stage, shard, str(error))
+    return replace(report, seconds=worked_s + perf_counter() - began)
 
 
 def _outputs(

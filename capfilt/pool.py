@@ -15,10 +15,11 @@ actors on a cluster. Both call `work_on_shard`, so a shard means the same everyw
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, overload
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 from capfilt.errors import CapfiltError, ShardError
+from capfilt.meter import Effort
 from capfilt.records import Reason
 
 InputT = TypeVar("InputT")
@@ -36,6 +37,19 @@ class Worker(Protocol[In_contra, Out_co]):
 
     def close(self) -> None:
         """Give back what it holds; called once, also after an error."""
+        ...
+
+
+@runtime_checkable
+class PreparingWorker(Worker[InputT, Out_co], Protocol[InputT, Out_co]):
+    """A worker that can begin with a shard before its turn, such as by decoding its images."""
+
+    def prepare(self, inputs: Sequence[InputT]) -> Sequence[InputT]:
+        """Begin, and return at once; another thread may be in the worker's call meanwhile.
+
+        Returns:
+            The same rows, for the worker's call. They may be called with again, in part, or never.
+        """
         ...
 
 
@@ -67,6 +81,7 @@ class ShardReport:
     already: bool = False  # committed by an earlier run; nothing was done
     seconds: float = 0.0  # of work, waiting excluded
     error: str | None = None  # the ShardError's text: nothing was committed
+    effort: Effort | None = None  # what its worker spent, if that is measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +177,13 @@ def read_shard(job: ShardJob[InputT, OutputT], shard: int) -> Fetched[InputT]:
         return job.fetch(shard)
     except OSError as err:
         raise ShardError(f"cannot be read: {err}") from err
+
+
+def prepared(worker: Worker[InputT, OutputT], fetched: Fetched[InputT]) -> Fetched[InputT]:
+    """Let a worker begin with a shard that it will get whole, if it is one that can."""
+    if not isinstance(worker, PreparingWorker):
+        return fetched
+    return replace(fetched, inputs=worker.prepare(fetched.inputs))
 
 
 def build_error(job: AnyJob, error: Exception) -> CapfiltError:

@@ -27,6 +27,10 @@ Binary = Annotated[bytes, "binary"]
 TextSource = Literal["web", "synthetic"]
 """Who wrote a text: the web page (T_w) or the captioner (T_s)."""
 
+DecidedBy = Literal["itm", "itc_low", "itc_high"]
+"""What settled a text where the filter is a cascade: the ITM probability, or a cosine so low or so
+high that ITM was not asked."""
+
 
 class Reason(StrEnum):
     """Why a row does not go on. A closed list: reports and policies may rely on it."""
@@ -57,6 +61,7 @@ class Reason(StrEnum):
     # select: the policy's answers
     TEXT_TOO_LONG = "text_too_long"
     ITM_BELOW_MIN = "itm_below_min"
+    ITC_CLEARLY_LOW = "itc_clearly_low"  # the cascade did not ask ITM: score.cascade.itc_cos_drop
     ITC_BELOW_MIN = "itc_below_min"
     NOT_BEST = "not_best"  # policy `best`: another text of the image fits better
     WEB_PREFERRED = "web_preferred"  # policy `web_first`: the web text passed
@@ -123,11 +128,13 @@ class Score:
     text_index: Int32
     text: str | None
     logprob: Float32 | None  # the captioner's, for synthetic texts
-    itm_prob: Float32 | None  # probability of "match", in [0, 1]; null by a CLIP for all texts
+    itm_prob: Float32 | None  # probability of "match", in [0, 1]; null where none was computed
     itc_cos: Float32 | None  # cosine of the image and text projections, in [-1, 1]
     num_tokens: Int32 | None  # before truncation, special tokens excluded
     reason: str | None
     detail: str | None
+    decided_by: DecidedBy | None = None  # null without a cascade, and where there is no score
+    audited: bool = False  # decided by ITC; ITM was computed all the same, to compare them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +163,7 @@ class PublishedText:
     text: str
     text_source: TextSource
     text_index: Int32
-    itm_prob: Float32 | None  # null by a filter that gives cosines alone, such as CLIP
+    itm_prob: Float32 | None  # null by a CLIP, and where a cascade did not ask for it
     itc_cos: Float32
     logprob: Float32 | None
     from_key: str  # the sample it was scored with: a duplicate's texts move to its representative

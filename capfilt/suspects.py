@@ -3,7 +3,8 @@
 A worker that dies once is bad luck; twice on the same shard is suspicion. Then ranges of the
 shard's rows are tried, halved each time, down to one row; a row that fails twice on its own is
 excluded from the shard (it gets a quarantine row instead) and the shard is run again. Whatever ends
-a worker is answered the same way: a signal, the out-of-memory killer, a hang, an exception.
+a worker is answered the same way: a signal, the out-of-memory killer, a hang, an exception. The one
+exception is that memory runs out in a way Python can tell: then the run stops and says what to set.
 
 Where one input is the whole work, as in training, nothing can be left out and nothing is searched:
 an exception fails the shard at once, since it would come again; a death does so the second time.
@@ -17,6 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from capfilt.errors import CapfiltError
 from capfilt.pool import (
     Fetched,
     InputT,
@@ -29,6 +31,11 @@ from capfilt.pool import (
 from capfilt.records import Reason
 
 DETAIL_CHARS = 200
+
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|DefaultCPUAllocator: can't allocate|CUBLAS_STATUS_ALLOC_FAILED"
+)
+"""What torch says in a plain RuntimeError when memory runs out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +69,28 @@ def carry_out(
 
     Returns:
         The shard's outputs, ready to commit; None for a probe.
+
+    Raises:
+        CapfiltError: memory ran out. That is no row's fault, and the next shard would fare alike.
     """
+    try:
+        return _carry_out(job, worker, fetched, task)
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise CapfiltError(
+            f"stage {job.stage}, shard {task.shard}: the worker ran out of memory "
+            f"({worker_error(error).detail}); give it more, or less to do at once: fewer workers "
+            "on a machine or GPU, smaller batches"
+        ) from error
+
+
+def _carry_out(
+    job: ShardJob[InputT, OutputT],
+    worker: Worker[InputT, OutputT],
+    fetched: Fetched[InputT],
+    task: Task,
+) -> list[OutputT] | None:
     if isinstance(task, Run):
         return work_on_shard(job, worker, fetched, task.excluded)
     rows = [fetched.inputs[i] for i in range(task.start, task.stop) if i not in task.excluded]
@@ -80,6 +108,18 @@ def worker_error(error: Exception) -> Quarantine:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     masked = re.sub(r"0x[0-9a-fA-F]{4,}", "0x...", text)
     return Quarantine(reason=Reason.WORKER_ERROR, detail=masked[:DETAIL_CHARS])
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, a GPU's or the machine's.
+
+    torch has a class for GPUs, `torch.OutOfMemoryError`, and only words for the CPU. Known by name,
+    because a pool does not import torch.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    return named or (isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error))))
 
 
 def breaks_device(error: Exception) -> bool:

@@ -195,3 +195,24 @@ def test_every_field_is_documented():
 def test_a_recipe_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         PoolSection().kind = "local"
+
+
+def test_int8_asks_for_a_cpu():
+    rounded = {"score": {"model": "f", "dtype": "int8"}}
+    assert check_recipe("r.yaml", {**SMALLEST, **rounded}).score.dtype == "int8"
+    assert problems({**rounded, "pool": {"device": "cuda:1"}}) == [
+        "recipe: score.dtype is int8, which is for CPUs, and pool.device is 'cuda:1'; "
+        "set score.dtype: bfloat16, or pool.device: cpu"
+    ]
+
+
+def test_a_cascade_leaves_a_band_to_itm():
+    cascade = {"itc_cos_drop": 0.4, "itc_cos_keep": 0.4}
+    assert problems({"score": {"model": "f", "cascade": cascade}}) == [
+        "score.cascade: itc_cos_drop is 0.4, not below itc_cos_keep, 0.4; between them lie the "
+        "texts that ITM decides"
+    ]
+    assert problems({"score": {"model": "f", "cascade": {}}}) == [
+        "score.cascade.itc_cos_drop: missing, and it has no default",
+        "score.cascade.itc_cos_keep: missing, and it has no default",
+    ]

@@ -4,7 +4,15 @@ import pytest
 
 from capfilt.pool import Quarantine
 from capfilt.records import Reason
-from capfilt.suspects import Probe, Run, Suspect, Task, breaks_device, worker_error
+from capfilt.suspects import (
+    Probe,
+    Run,
+    Suspect,
+    Task,
+    breaks_device,
+    ran_out_of_memory,
+    worker_error,
+)
 
 DIED = Quarantine(reason=Reason.KILLED_WORKER, detail="the worker process died")
 
@@ -130,3 +138,16 @@ def test_an_accelerator_fault_is_known_by_the_name_of_its_class():
     fault = type("AcceleratorError", (RuntimeError,), {})
     assert breaks_device(type("Derived", (fault,), {})("sticky"))
     assert not breaks_device(RuntimeError("CUDA is only mentioned"))
+
+
+def test_memory_that_runs_out_is_known_by_class_and_by_torchs_words():
+    of_gpu = type("OutOfMemoryError", (RuntimeError,), {})
+    for error in (
+        of_gpu("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    ):
+        assert ran_out_of_memory(error)
+    assert not ran_out_of_memory(RuntimeError("shapes do not match"))
+    assert not ran_out_of_memory(ValueError("out of memory is only mentioned"))

@@ -8,9 +8,9 @@ CPU time ends the process from within C code too, which no Python signal handler
 
 Colour is that of BLIP's evaluation: `convert("RGB")` (an alpha channel and an ICC profile are
 ignored, CMYK is converted without a profile). So is geometry, a bicubic squash to a square, unless
-another `Fit` is asked for. Three things differ from a plain `Image.open(...).convert("RGB")`: the
-EXIF orientation is applied, 16-bit grey is scaled instead of clipped, and what is broken or
-truncated is refused.
+another `Fit` is asked for or another `SquareMaker` is handed in. Three things differ from a plain
+`Image.open(...).convert("RGB")`: the EXIF orientation is applied, 16-bit grey is scaled instead of
+clipped, and what is broken or truncated is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import resource
 import signal
 import sys
 import warnings
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, MpoImagePlugin, TiffImagePlugin, UnidentifiedImageError
@@ -45,6 +45,7 @@ from capfilt.io.decode_wire import (
     refuse,
 )
 from capfilt.io.phash import THUMBNAIL_PX, perceptual_hash
+from capfilt.io.squares import Square, SquareMaker
 from capfilt.records import Reason
 
 _LAZY_PLUGINS = (MpoImagePlugin, TiffImagePlugin)
@@ -66,13 +67,6 @@ _NOBODY = 65534
 """The user who owns nothing; Linux shows unknown users by this number (`overflowuid`)."""
 
 
-class _Square(NamedTuple):
-    """What pixels are asked for."""
-
-    side_px: int
-    fit: Fit
-
-
 class _RefusalError(Exception):
     """Ends the work on one image."""
 
@@ -81,11 +75,12 @@ class _RefusalError(Exception):
         self.refused = refuse(reason, detail)
 
 
-def main(limits_json: str) -> None:
+def main(limits_json: str, squares: SquareMaker) -> None:
     """Serve requests until standard input ends.
 
     Args:
         limits_json: the fields of an `ImageLimits`.
+        squares: brings pictures into squares; has imported all it needs.
     """
     limits = ImageLimits(**json.loads(limits_json))
     _prepare_pillow(limits)
@@ -95,7 +90,7 @@ def main(limits_json: str) -> None:
     _confine(limits, max_files=answers.fileno() + 1)
     _send(answers, Kind.READY, b"")
     try:
-        _serve(sys.stdin.buffer, answers, limits)
+        _serve(sys.stdin.buffer, answers, limits, squares)
     except BrokenPipeError:  # the parent is gone, and nobody is left to tell
         os._exit(0)
 
@@ -154,7 +149,9 @@ def _become_nobody() -> None:
         os.setuid(_NOBODY)
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO, limits: ImageLimits) -> None:
+def _serve(
+    requests: BinaryIO, answers: BinaryIO, limits: ImageLimits, squares: SquareMaker
+) -> None:
     while len(header := requests.read(REQUEST.size)) == REQUEST.size:
         operation, side_px, crop_from_px, resampling, num_bytes = REQUEST.unpack(header)
         image_bytes = requests.read(num_bytes)
@@ -163,8 +160,8 @@ def _serve(requests: BinaryIO, answers: BinaryIO, limits: ImageLimits) -> None:
         # SIGPROF is left at its default action: the kernel ends the process, whatever it is doing.
         signal.setitimer(signal.ITIMER_PROF, limits.timeout_s)
         fit = Fit(crop_from_px=crop_from_px or None, resampling=Resampling(resampling))
-        asked = None if operation == Operation.INSPECT else _Square(side_px, fit)
-        kind, body = _answer(asked, image_bytes, limits)
+        asked = None if operation == Operation.INSPECT else Square(side_px=side_px, fit=fit)
+        kind, body = answer(asked, image_bytes, limits, squares)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(answers, kind, body)
 
@@ -175,28 +172,40 @@ def _send(answers: BinaryIO, kind: Kind, body: bytes) -> None:
     answers.flush()
 
 
-def _answer(asked: _Square | None, image_bytes: bytes, limits: ImageLimits) -> tuple[Kind, bytes]:
+def answer(
+    asked: Square | None, image_bytes: bytes, limits: ImageLimits, squares: SquareMaker
+) -> tuple[Kind, bytes]:
+    """Do what is asked with one image.
+
+    Args:
+        asked: what pixels; None to inspect it.
+        image_bytes: encoded, as found.
+        limits: what it may ask of the machine; time and memory are the kernel's to limit.
+        squares: brings the picture into a square.
+
+    Returns:
+        Kind and body of the answer; a refusal if the image is broken or too large.
+    """
     try:
-        name, image = _decode(image_bytes, limits)
+        image = Image.open(io.BytesIO(image_bytes), formats=FORMATS)
+        _check_size(image.width, image.height, limits)
         if asked is None:
-            return Kind.INSPECTED, pack_inspected(_inspect(name, image))
-        return Kind.PIXELS, _square(image, asked, max_pixels=limits.max_pixels).tobytes()
+            return Kind.INSPECTED, pack_inspected(_inspect(image))
+        squares.prepare(image, asked)
+        square = squares.make(_upright(image), asked, max_pixels=limits.max_pixels)
+        return Kind.PIXELS, square.tobytes()
     except Exception as error:  # broken images make Pillow raise nearly everything
         if isinstance(error, ImportError) or getattr(error, "errno", None) is not None:
             raise  # not the image's fault: this process lacks something
         return Kind.REFUSED, pack_refused(_explain(error, image_bytes, limits))
 
 
-def _decode(image_bytes: bytes, limits: ImageLimits) -> tuple[str, Image.Image]:
-    """The format and the upright RGB picture; the first frame of an animation."""
-    image = Image.open(io.BytesIO(image_bytes), formats=FORMATS)
-    _check_size(image.width, image.height, limits)
+def _upright(image: Image.Image) -> Image.Image:
+    """The upright RGB picture; the first frame of an animation."""
     image.load()
-    # A JPEG file with more pictures behind the first is MPO to Pillow.
-    name = "JPEG" if image.format == "MPO" else str(image.format)
     orientation = _orientation(image)
     picture = _to_rgb(image)
-    return name, picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
 def _check_size(width_px: int, height_px: int, limits: ImageLimits) -> None:
@@ -228,31 +237,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _square(image: Image.Image, asked: _Square, *, max_pixels: int) -> Image.Image:
-    """The square a model sees; see `Fit`."""
-    side, how = asked.side_px, Image.Resampling(asked.fit.resampling)
-    if asked.fit.crop_from_px is None:
-        return image.resize((side, side), how)
-    # Sides and margins are rounded down, as transformers does for CLIP.
-    shortest = min(image.size)
-    width, height = (asked.fit.crop_from_px * edge // shortest for edge in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    if width * height <= max_pixels:
-        return image.resize((width, height), how).crop(box)
-    # A line a thousand times as long as wide would grow to gigabytes. Scaling the square alone
-    # gives the same picture, but for the rounding between the two directions.
-    across, down = image.width / width, image.height / height
-    part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    return image.resize((side, side), how, box=part)
-
-
-def _inspect(name: str, image: Image.Image) -> Inspected:
-    thumbnail = image.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
+def _inspect(image: Image.Image) -> Inspected:
+    picture = _upright(image)
+    thumbnail = picture.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
     return Inspected(
-        image_format=name,
-        width_px=image.width,
-        height_px=image.height,
+        # A JPEG file with more pictures behind the first is MPO to Pillow.
+        image_format="JPEG" if image.format == "MPO" else str(image.format),
+        width_px=picture.width,
+        height_px=picture.height,
         phash=perceptual_hash(np.asarray(thumbnail)),
     )
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 
+from capfilt.config import Decoding
+from capfilt.io.decode_program import child_command, child_environment
 from capfilt.io.decode_wire import (
     ANSWER,
     REQUEST,
@@ -43,13 +41,6 @@ _START_TIMEOUT_S = 60.0  # importing Pillow takes 0.15 s, minutes on a cold netw
 _PATIENCE = 5  # wall seconds per CPU second allowed: a child that waits for a core is not at fault
 _PIPE_BYTES = 2**20  # Linux gives a pipe 64 KiB, a 384 px answer has 432
 
-_PROGRAM = """
-import sys
-sys.path += sys.argv[2:]
-from capfilt.io.decode_child import main
-main(sys.argv[1])
-"""
-
 Answer = Inspected | Refused | npt.NDArray[np.uint8]
 
 
@@ -69,9 +60,10 @@ class DecodeProcess:
 
     Args:
         limits: what an image may ask of the child.
+        decoding: how it makes squares.
     """
 
-    def __init__(self, limits: ImageLimits) -> None:
+    def __init__(self, limits: ImageLimits, *, decoding: Decoding = "exact") -> None:
         self.ready = False
         """Whether it has started: what goes wrong before is not an image's fault."""
         self.ended = False
@@ -86,11 +78,11 @@ class DecodeProcess:
         self._filled = 0
         self._deadline_s = time.monotonic() + _START_TIMEOUT_S
         self._process = subprocess.Popen(
-            _command(limits),
+            child_command(limits, decoding),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=child_environment(),
             cwd="/",
             bufsize=0,
         )
@@ -244,25 +236,6 @@ def _read_answer(
         assert side_px is not None
         return np.frombuffer(body, np.uint8).reshape(side_px, side_px, 3)
     return unpack_small(kind, body, limits)
-
-
-def _command(limits: ImageLimits) -> list[str]:
-    """Run the child with this process's Pillow, numpy and capfilt, and nothing else.
-
-    -I and -S keep out the working directory, PYTHONPATH and the user's site; the three folders come
-    after the standard library, so a stray `struct.py` beside them cannot get in its way.
-    """
-    packages = (Path(PIL.__file__).parent, Path(np.__file__).parent, Path(__file__).parents[1])
-    folders = dict.fromkeys(str(package.absolute().parent) for package in packages)
-    options = ["-I", "-S", "-B", "-c", _PROGRAM, json.dumps(asdict(limits))]
-    return [sys.executable, *options, *folders]
-
-
-def _environment() -> dict[str, str]:
-    # Without secrets; the loader's path is what some Pythons need to start. Threads of a linear
-    # algebra library would only cost address space.
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def _enlarge(pipe: int) -> None:

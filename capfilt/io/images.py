@@ -22,12 +22,23 @@ from typing import Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from capfilt.config import Decoding
 from capfilt.errors import CapfiltError
 from capfilt.io.decode_process import Answer, DecodeProcess, Task
+from capfilt.io.decode_program import check_decoding
 from capfilt.io.decode_wire import Fit, ImageLimits, Inspected, Refused, Resampling, refuse
 from capfilt.records import Reason
 
-__all__ = ["SQUASH", "Fit", "ImageDecoder", "ImageLimits", "Inspected", "Refused", "Resampling"]
+__all__ = [
+    "SQUASH",
+    "Fit",
+    "ImageDecoder",
+    "ImageLimits",
+    "Inspected",
+    "Refused",
+    "Resampling",
+    "check_decoding",
+]
 
 SQUASH = Fit()
 """Both sides scaled to the square's, bicubic, as BLIP's evaluation does."""
@@ -44,11 +55,19 @@ class ImageDecoder:
     Args:
         limits: what an image may ask of the machine.
         num_processes: children, each on one core. They start with the first images.
+        decoding: how `pixels` makes squares: exactly, or faster (`squares.py`).
+
+    Raises:
+        MissingDependencyError: that way of decoding needs a package that is not installed.
     """
 
-    def __init__(self, limits: ImageLimits, *, num_processes: int = 1) -> None:
+    def __init__(
+        self, limits: ImageLimits, *, num_processes: int = 1, decoding: Decoding = "exact"
+    ) -> None:
+        check_decoding(decoding, asked_by="decoding")
         assert num_processes >= 1, f"num_processes is {num_processes}"
         self._limits = limits
+        self._decoding = decoding
         self._num_processes = num_processes
         self._processes: list[DecodeProcess] = []
         self._failed_starts = 0
@@ -63,6 +82,11 @@ class ImageDecoder:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """The child processes that run now."""
+        return [process.pid for process in self._processes]
 
     def inspect(self, images: Sequence[bytes]) -> list[Inspected | Refused]:
         """Decode images whole and say what they are.
@@ -126,7 +150,7 @@ class ImageDecoder:
 
     def _take_turn(self, waiting: deque[Task], answers: dict[int, Answer]) -> None:
         while len(self._processes) < self._num_processes:
-            self._processes.append(DecodeProcess(self._limits))
+            self._processes.append(DecodeProcess(self._limits, decoding=self._decoding))
         for depth in (1, 2):  # one image in work and one on its way; but first, one for each child
             for process in self._processes:
                 process.hand_out(waiting, max_in_flight=depth)

@@ -20,7 +20,8 @@ from typing import BinaryIO
 import fsspec
 
 from capfilt.errors import ShardError
-from capfilt.io.tar import Member, scan
+from capfilt.io.tar import Member, scan_at
+from capfilt.io.window import descriptor_reader
 
 COPY_BYTES = 8 * 1024 * 1024
 
@@ -51,8 +52,8 @@ class ShardFile:
             TarDamage: after the last sound member, if the tar is cut or broken.
             ShardError: the disk fails.
         """
-        with _explained(self.url), os.fdopen(self.descriptor, "rb", closefd=False) as stream:
-            yield from scan(stream)
+        with _explained(self.url):
+            yield from scan_at(descriptor_reader(self.descriptor), end=self.num_bytes)
 
     def read(self, *, offset: int, num_bytes: int) -> bytes:
         """The bytes at a place; fewer if the file ends there. Thread-safe.
@@ -60,8 +61,10 @@ class ShardFile:
         Raises:
             ShardError: the disk fails; what is read is then no sample's fault.
         """
-        with _explained(self.url):
+        try:  # by hand: this is called for every member, and `_explained` costs more than the read
             return os.pread(self.descriptor, num_bytes, offset)
+        except OSError as err:
+            raise _unreadable(self.url, err) from err
 
     def sha256(self) -> str:
         """SHA-256 of the whole file, as hex.
@@ -101,7 +104,7 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ImportError, ValueError) as err:
-        raise ShardError(f"{url}: cannot be read: {_reason(err)}") from err
+        raise _unreadable(url, err) from err
 
 
 def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
@@ -123,6 +126,10 @@ def _copy(filesystem: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
         scratch.close()
         raise
     return scratch
+
+
+def _unreadable(url: str, err: BaseException) -> ShardError:
+    return ShardError(f"{url}: cannot be read: {_reason(err)}")
 
 
 def _reason(err: BaseException) -> str:

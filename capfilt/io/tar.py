@@ -13,21 +13,29 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from typing import BinaryIO, NamedTuple
 
 from capfilt.errors import StorageError
+from capfilt.io.ustar import Header, KnownHeaders
+from capfilt.io.window import ReadAt, Window, stream_reader
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER_BYTES = 2**30
 MAX_MEMBERS = 1_000_000
 GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, 2.3.1
 MAX_HEADER_BYTES = 2**20  # of a long name or PAX header
+TIMES = {b"mtime", b"atime", b"ctime"}  # all that most writers put into PAX records
 PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
-WITHOUT_BYTES = (
-    *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE),
-    *(tarfile.DIRTYPE, tarfile.FIFOTYPE),
+REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
+WITHOUT_BYTES = frozenset(
+    {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE}
+    | {tarfile.DIRTYPE, tarfile.FIFOTYPE}
 )  # as tarfile does: what their size field says is not in the archive
+EXTENDS_NEXT = frozenset(
+    {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+    | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+)
 
 
 class TarDamage(StorageError):
@@ -47,9 +55,8 @@ class TarDamage(StorageError):
         return f"the tar is damaged at byte {self.at_byte:,}: {self.why}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """A regular file inside a tar.
+class Member(NamedTuple):
+    """A regular file inside a tar; a named tuple, since a shard has tens of thousands.
 
     Args:
         name: as stored; bytes that are not UTF-8 are spelled as hex escapes.
@@ -77,13 +84,16 @@ class TarSample:
     members: Mapping[str, Member]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Overrides:
     """What extension headers say about the member after them."""
 
     name: str | None = None
     num_bytes: int | None = None
     sparse: bool = False
+
+
+NO_OVERRIDES = _Overrides()
 
 
 def scan(stream: BinaryIO) -> Iterator[Member]:
@@ -99,26 +109,37 @@ def scan(stream: BinaryIO) -> Iterator[Member]:
         TarDamage: after the last sound member, if the archive is cut, broken, or past a limit.
     """
     end = stream.seek(0, os.SEEK_END)
-    position, num_members, overrides = 0, 0, _Overrides()
-    while (header := _read_header(stream, position, end)) is not None:
+    yield from scan_at(stream_reader(stream), end=end)
+
+
+def scan_at(read_at: ReadAt, *, end: int) -> Iterator[Member]:
+    """As `scan`, of a file that is read by position.
+
+    Args:
+        read_at: reads the tar.
+        end: its length in bytes.
+    """
+    window, known = Window(read_at), KnownHeaders()
+    position, num_members, overrides = 0, 0, NO_OVERRIDES
+    while (header := _read_header(window, known, position, end)) is not None:
+        name, kind, _ = header
         start = position + BLOCK
-        if header.type == tarfile.GNUTYPE_SPARSE:
-            start = _after_sparse_map(stream, start, end)
+        if kind == tarfile.GNUTYPE_SPARSE:
+            start = _after_sparse_map(window, start, end)
         num_bytes = _checked_size(header, overrides, position)
         if start + num_bytes > end:
-            raise TarDamage(end, f"{num_bytes:,} bytes of {header.name!r} should end later")
+            raise TarDamage(end, f"{num_bytes:,} bytes of {name!r} should end later")
         position = start + -(-num_bytes // BLOCK) * BLOCK
-        if _extends_next(header):
-            overrides = _extended(header, stream, start, num_bytes, overrides)
+        if kind in EXTENDS_NEXT:
+            overrides = _extended(kind, window.read(start, num_bytes), start, overrides)
             continue
-        if header.isreg() and not overrides.sparse and header.type != tarfile.GNUTYPE_SPARSE:
+        if kind in REGULAR and not overrides.sparse:
             num_members += 1
             if num_members > MAX_MEMBERS:
                 raise TarDamage(start - BLOCK, f"more than {MAX_MEMBERS:,} members")
-            name = header.name if overrides.name is None else overrides.name
-            yield Member(name=name, offset=start, num_bytes=num_bytes)
-        overrides = _Overrides()
-    _check_end(stream, position, end)
+            yield Member(name if overrides.name is None else overrides.name, start, num_bytes)
+        overrides = NO_OVERRIDES
+    _check_end(window, position, end)
 
 
 def group_samples(members: Iterable[Member]) -> list[TarSample]:
@@ -130,13 +151,15 @@ def group_samples(members: Iterable[Member]) -> list[TarSample]:
     Returns:
         Samples in the order of their first members.
     """
-    seen: Counter[tuple[str, str]] = Counter()
     samples: dict[tuple[str, int], dict[str, Member]] = {}
+    repeats: Counter[tuple[str, str]] = Counter()
     for member in members:
         key, extension = split_name(member.name)
-        occurrence = seen[key, extension]
-        seen[key, extension] += 1
-        samples.setdefault((key, occurrence), {})[extension] = member
+        parts = samples.setdefault((key, 0), {})
+        if extension in parts:
+            repeats[key, extension] += 1
+            parts = samples.setdefault((key, repeats[key, extension]), {})
+        parts[extension] = member
     return [
         TarSample(source_key=key, occurrence=occurrence, members=parts)
         for (key, occurrence), parts in samples.items()
@@ -174,10 +197,11 @@ def write_tar(files: Sequence[tuple[str, bytes]]) -> bytes:
     return b"".join([*parts, bytes(2 * BLOCK)])
 
 
-def _read_header(stream: BinaryIO, position: int, end: int) -> tarfile.TarInfo | None:
+def _read_header(window: Window, known: KnownHeaders, position: int, end: int) -> Header | None:
     """The header at a position; None if the closing blocks begin there."""
-    stream.seek(position)
-    block = stream.read(BLOCK)
+    block = window.read(position, BLOCK)
+    if (header := known.read(block)) is not None:
+        return header
     if position == 0 and block.startswith(GZIP_MAGIC):
         raise TarDamage(0, "a compressed tar, and a plain one is needed; gunzip it")
     if len(block) < BLOCK:
@@ -185,43 +209,32 @@ def _read_header(stream: BinaryIO, position: int, end: int) -> tarfile.TarInfo |
     if block.count(0) == BLOCK:
         return None
     try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except (tarfile.HeaderError, ValueError) as error:
         raise TarDamage(position, f"no sound member header ({error})") from error
-    return header
+    known.learn(block)
+    return info.name, info.type, info.size
 
 
-def _checked_size(header: tarfile.TarInfo, overrides: _Overrides, position: int) -> int:
-    if header.type in WITHOUT_BYTES:
+def _checked_size(header: Header, overrides: _Overrides, position: int) -> int:
+    (name, kind, declared), limit = header, MAX_MEMBER_BYTES
+    if kind in WITHOUT_BYTES:
         return 0
-    declared = header.size
-    if overrides.num_bytes is not None and not _extends_next(header):
+    if kind in EXTENDS_NEXT:
+        limit = MAX_HEADER_BYTES
+    elif overrides.num_bytes is not None:
         declared = overrides.num_bytes
-    limit = MAX_HEADER_BYTES if _extends_next(header) else MAX_MEMBER_BYTES
     if not 0 <= declared <= limit:
-        raise TarDamage(
-            position, f"{header.name!r} says it has {declared:,} bytes; {limit:,} are allowed"
-        )
+        raise TarDamage(position, f"{name!r} says it has {declared:,} bytes; {limit:,} are allowed")
     return declared
 
 
-def _extends_next(header: tarfile.TarInfo) -> bool:
-    return header.type in (
-        *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-        *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-    )
-
-
-def _extended(
-    header: tarfile.TarInfo, stream: BinaryIO, start: int, num_bytes: int, before: _Overrides
-) -> _Overrides:
+def _extended(kind: bytes, payload: bytes, start: int, before: _Overrides) -> _Overrides:
     """What is known of the next member after one more extension header."""
-    stream.seek(start)
-    payload = stream.read(num_bytes)
-    if header.type == tarfile.GNUTYPE_LONGNAME:
+    if kind == tarfile.GNUTYPE_LONGNAME:
         name = payload.partition(b"\0")[0].decode("utf-8", "backslashreplace")
-        return _Overrides(name=name, num_bytes=before.num_bytes, sparse=before.sparse)
-    if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+        return replace(before, name=name)
+    if kind in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
         return _from_pax(payload, start, before)
     return before  # link targets and archive-wide comments say nothing about a file's bytes
 
@@ -236,6 +249,8 @@ def _from_pax(payload: bytes, start: int, before: _Overrides) -> _Overrides:
             raise TarDamage(start + position, "no sound PAX record")
         records[match[2]] = payload[match.end() : stop - 1]
         position = stop
+    if records.keys() <= TIMES:
+        return before
     size = records.get(b"size")
     if size is not None and not re.fullmatch(rb"\d{1,20}", size):
         raise TarDamage(start, f"PAX size is {size[:20]!r}, a number was expected")
@@ -247,25 +262,25 @@ def _from_pax(payload: bytes, start: int, before: _Overrides) -> _Overrides:
     )
 
 
-def _after_sparse_map(stream: BinaryIO, start: int, end: int) -> int:
+def _after_sparse_map(window: Window, start: int, end: int) -> int:
     """Where the bytes of an old GNU sparse file begin: its map may go on in blocks of its own."""
-    stream.seek(start - BLOCK)
-    goes_on = stream.read(BLOCK)[482]
+    goes_on = window.read(start - BLOCK, BLOCK)[482]
     while goes_on:
-        block = stream.read(BLOCK)
+        block = window.read(start, BLOCK)
         if len(block) < BLOCK:
             raise TarDamage(end, "the map of a sparse file is cut")
         start, goes_on = start + BLOCK, block[504]
     return start
 
 
-def _check_end(stream: BinaryIO, position: int, end: int) -> None:
+def _check_end(window: Window, position: int, end: int) -> None:
     """The archive closes with two blocks of zeros, and zeros are all that follows."""
     if end - position < 2 * BLOCK:
         raise TarDamage(end, "the second closing block is missing; the file was cut")
-    stream.seek(position)
-    while chunk := stream.read(2**20):
+    while chunk := window.read(position, 2**20):
         rest = chunk.lstrip(b"\0")
         if rest:
             raise TarDamage(position + len(chunk) - len(rest), "bytes follow the closing blocks")
         position += len(chunk)
+    if position < end:
+        raise TarDamage(position, "the file was cut while it was read")

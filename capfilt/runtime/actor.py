@@ -1,7 +1,8 @@
 """The process in which one job's worker lives: read, wait for the turn, work, commit.
 
-Two calls run at a time. While one has its turn with the worker, the other reads the next shard or
-commits the previous one; turns are taken in the order of tickets.
+Two calls run at a time. While one has its turn with the worker, the other reads the next shard,
+lets the worker begin with what needs no turn, or commits the previous one; turns are taken in the
+order of tickets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from capfilt.errors import CapfiltError
+from capfilt.meter import effort_of, span_of
 from capfilt.pool import (
     AnyJob,
     Fetched,
@@ -23,9 +25,10 @@ from capfilt.pool import (
     ShardReport,
     Worker,
     build_error,
+    prepared,
     read_shard,
 )
-from capfilt.suspects import Task, breaks_device, carry_out, worker_error
+from capfilt.suspects import Run, Task, breaks_device, carry_out, worker_error
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +86,7 @@ class ShardActor:
 
     def _carry_out(self, ticket: int, task: Task) -> Outcome:
         assert self._worker is not None, f"{self._job.stage}: a task before the worker was built"
-        fetched, reading_s = self._read(ticket, task.shard)
+        fetched, reading_s = self._read(ticket, task, self._worker)
         with self._turns.of(ticket):
             began = perf_counter()
             try:
@@ -92,15 +95,21 @@ class ShardActor:
                 raise
             except Exception as error:
                 return _answer(error, stage=self._job.stage, shard=task.shard)
-        if outputs is None:
-            return Probed(num_inputs=len(fetched.inputs))
-        report = self._job.commit(task.shard, fetched, outputs)
-        return replace(report, seconds=reading_s + perf_counter() - began)
+            if outputs is None:
+                return Probed(num_inputs=len(fetched.inputs))
+            effort = effort_of(self._worker)
+        with span_of(self._worker, "commit"):
+            report = self._job.commit(task.shard, fetched, outputs)
+        return replace(report, seconds=reading_s + perf_counter() - began, effort=effort)
 
-    def _read(self, ticket: int, shard: int) -> tuple[Fetched[object], float]:
+    def _read(
+        self, ticket: int, task: Task, worker: Worker[object, object]
+    ) -> tuple[Fetched[object], float]:
         began = perf_counter()
         try:
-            fetched = read_shard(self._job, shard)
+            fetched = read_shard(self._job, task.shard)
+            if isinstance(task, Run) and not task.excluded:
+                fetched = prepared(worker, fetched)
         except BaseException:
             with self._turns.of(ticket):  # or the next ticket would wait for this one for ever
                 raise

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from capfilt.config import Recipe
 from capfilt.io.commits import NewFile, Table
-from capfilt.io.images import ImageDecoder
+from capfilt.io.images import ImageDecoder, check_decoding
 from capfilt.io.models import local_model
 from capfilt.io.parquet import table_from, to_bytes
 from capfilt.io.rows import LazyRows
@@ -20,6 +20,7 @@ from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport
 from capfilt.records import Caption
 from capfilt.stages.images import readable_samples, source_image
 from capfilt.stages.index import image_limits
+from capfilt.stages.sampling import sampling_of
 from capfilt.stages.shards import (
     Funnel,
     drop_counts,
@@ -30,6 +31,8 @@ from capfilt.stages.shards import (
 )
 from capfilt.stages.sources import WebShards, web_shards
 from capfilt.stages.tables import Tables
+from capfilt.stages.tuned import batch_images_of
+from capfilt.stages.tuning import tune
 from capfilt.workers.batches import SourceImage
 from capfilt.workers.caption import (
     CaptionWorker,
@@ -37,7 +40,8 @@ from capfilt.workers.caption import (
     failed_caption,
     load_captioner,
 )
-from capfilt.workers.protocols import Sampling
+from capfilt.workers.gauges import worker_meter
+from capfilt.workers.kinds import check_dtype
 
 STAGE = "caption"
 
@@ -46,6 +50,7 @@ def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
     """Caption all indexed shards."""
     shards = web_shards(recipe, tables).count
     tables.require("index", shards)
+    tables = tune(recipe, tables, pool, stages=(STAGE,))
     return run_jobs([job(recipe, tables)], shards, tables=tables, pool=pool)[STAGE]
 
 
@@ -54,15 +59,19 @@ def job(recipe: Recipe, tables: Tables) -> CaptionJob:
 
     Raises:
         CheckpointError: the model is no captioner.
+        MissingDependencyError: caption.decode needs a package that is not installed.
     """
     model = tables.sources["captioner"]
     check_captioner(model.name, model.model_type, prompt=recipe.caption.prompt)
+    check_dtype(model.name, model.model_type, recipe.caption.dtype)
+    check_decoding(recipe.caption.decode, asked_by="caption.decode")
     return CaptionJob(
         recipe=recipe,
         round=tables.round,
         model=model.name,
         shards=web_shards(recipe, tables),
         samples=tables.of("index"),
+        batch_images=batch_images_of(tables.plans[STAGE]),
         table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
     )
 
@@ -87,6 +96,7 @@ class CaptionJob:
     shards: WebShards
     samples: Table
     table: Table
+    batch_images: int
 
     stage = STAGE
 
@@ -102,11 +112,7 @@ class CaptionJob:
     def build_worker(self) -> CaptionWorker:
         """Load the captioner and start the decoding processes."""
         pool, options = self.recipe.pool, self.recipe.caption
-        sampling = Sampling(
-            **options.model_dump(exclude={"model", "dtype", "image_size_px"}),
-            seed=self.recipe.seed,
-            round=self.round,
-        )
+        sampling = sampling_of(self.recipe, round_number=self.round, batch_images=self.batch_images)
         captioner = load_captioner(
             local_model(self.model),
             device=pool.device,
@@ -115,8 +121,15 @@ class CaptionJob:
             image_size_px=options.image_size_px,
             sampling=sampling,
         )
-        decoder = ImageDecoder(image_limits(self.recipe), num_processes=pool.decode_processes)
-        return CaptionWorker(captioner, decoder, sampling)
+        decoder = ImageDecoder(
+            image_limits(self.recipe),
+            num_processes=pool.decode_processes,
+            decoding=options.decode,
+        )
+        meter = worker_meter(
+            STAGE, device=pool.device, dtype=options.dtype, decoder=decoder, trace=pool.trace
+        )
+        return CaptionWorker(captioner, decoder, sampling, device=pool.device, meter=meter)
 
     def fetch(self, shard: int) -> Fetched[SourceImage]:
         """The readable images of the shard, read as the worker asks for them."""

@@ -31,7 +31,7 @@ from capfilt.stages.tables import Tables
 
 STAGE = "dedup"
 SAMPLE_COLUMNS = ["key", "shard", "image_sha256", "phash", "width_px", "height_px"]
-FIT_COLUMNS = ["key", "itm_prob", "itc_cos"]
+FIT_COLUMNS = ["key", "itm_prob", "itc_cos", "decided_by"]
 
 Vectors = npt.NDArray[np.float32]
 

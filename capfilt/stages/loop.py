@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from capfilt.config import Recipe
 from capfilt.pool import Pool
 from capfilt.stages import caption, dedup, download, index, publish, score, select, train
+from capfilt.stages.cascade import log_audit
 from capfilt.stages.shards import Funnel, run_jobs
 from capfilt.stages.sources import web_shards
 from capfilt.stages.tables import Tables, open_tables
+from capfilt.stages.tuning import tune
 
 CHAIN = (index, caption, score, select)
 
@@ -40,8 +42,10 @@ def run_round(recipe: Recipe, tables: Tables, pool: Pool) -> Iterator[Funnel]:
         train.check_tokenizer(recipe, tables)  # now, rather than after days of captioning
     if tables.has("download"):
         yield download.run(recipe, tables, pool)
+    tables = tune(recipe, tables, pool)
     chain = [stage.job(recipe, tables) for stage in CHAIN]
     funnels = run_jobs(chain, web_shards(recipe, tables).count, tables=tables, pool=pool)
+    log_audit(recipe, tables)
     yield from (funnels[stage.STAGE] for stage in CHAIN)
     yield dedup.run(recipe, tables, pool)
     yield publish.run(recipe, tables, pool)

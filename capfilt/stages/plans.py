@@ -77,6 +77,8 @@ def stage_plans(recipe: Recipe, round_number: int, digests: Digests) -> dict[str
     add("caption", {**caption, "seed": recipe.seed}, index=digest("index"),
         captioner=digests.captioner)  # fmt: skip
     score = {**_options(recipe.score, "model"), "model_type": digests.filter_type}
+    if recipe.score.cascade is not None:
+        score["seed"] = recipe.seed  # of the audit
     add("score", score, caption=digest("caption"), filter=digests.filter)
     add("select", _options(recipe.select), score=digest("score"))
     add("dedup", _options(recipe.dedup), select=digest("select"))
@@ -91,4 +93,6 @@ def stage_plans(recipe: Recipe, round_number: int, digests: Digests) -> dict[str
 
 def _options(section: Section, *names_only: str) -> dict[str, PlanValue]:
     options: dict[str, PlanValue] = section.model_dump(mode="json")
+    if options.get("decode") == "exact":  # what was done before there was a choice: plans stay
+        del options["decode"]
     return {name: value for name, value in options.items() if name not in names_only}

@@ -22,6 +22,7 @@ from capfilt.io.images import ImageDecoder, Refused
 from capfilt.io.shards import ShardFile, open_shard
 from capfilt.io.thumbnails import thumbnail_jpeg
 from capfilt.records import Sample
+from capfilt.stages.cascade import audit
 from capfilt.stages.index import image_limits
 from capfilt.stages.report_html import Picture, without_query
 from capfilt.stages.report_page import Report, render
@@ -107,6 +108,7 @@ def _reported(recipe: Recipe, tables: Tables) -> ReportedRound:
         yardstick=yardstick,
         texts=texts,
         steps=tuple(train_steps(tables)),
+        audit=audit(tables, recipe.select) if recipe.score.cascade is not None else None,
     )
 
 

@@ -44,6 +44,7 @@ REASON_WORDS: Mapping[str, str] = {
     Reason.SCORE_NOT_FINITE: "the filter's number is no number",
     Reason.TEXT_TOO_LONG: "longer than the policy allows",
     Reason.ITM_BELOW_MIN: "the filter does not see the text in the image",
+    Reason.ITC_CLEARLY_LOW: "image and text vectors are so far apart that ITM was not asked",
     Reason.ITC_BELOW_MIN: "image and text vectors are too far apart",
     Reason.NOT_BEST: "another text of the image fits better",
     Reason.WEB_PREFERRED: "the web text passed, so the caption is not needed",

@@ -84,6 +84,10 @@ class _Section:
     body: str  # nothing to show, no section
 
 
+def _audit_words(shown: ReportedRound) -> str:
+    return "" if shown.audit is None else f" Texts without ITM are not in the chart: {shown.audit}."
+
+
 def _sections(report: Report) -> Iterator[_Section]:
     texts, gallery = (
         report.shown.texts,
@@ -99,7 +103,7 @@ def _sections(report: Report) -> Iterator[_Section]:
         name="scores",
         title="What the filter thinks",
         lead=f"Each text's {report.shown.yardstick.words}. Pale bars were dropped; heights are "
-        "square roots, so that the few doubtful texts are seen.",
+        "square roots, so that the few doubtful texts are seen." + _audit_words(report.shown),
         body=score_charts(report.shown, report.rounds),
     )
     yield _Section(

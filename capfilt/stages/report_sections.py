@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from capfilt.lineage import Plan, PlanValue
 from capfilt.records import TextSource, TrainStep
+from capfilt.stages.cascade import Audit
 from capfilt.stages.report_charts import (
     LOSSES,
     drop_shade,
@@ -49,6 +50,7 @@ class ReportedRound:
     yardstick: Yardstick  # what its texts are shown by
     texts: TextView
     steps: tuple[TrainStep, ...]
+    audit: Audit | None = None  # of the filter, if it is a cascade
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from capfilt.config import Recipe
 from capfilt.io.commits import NewFile, Table
-from capfilt.io.images import ImageDecoder
+from capfilt.io.images import ImageDecoder, check_decoding
 from capfilt.io.models import local_model
 from capfilt.io.parquet import from_bytes, records_from, table_from, to_bytes
-from capfilt.io.rows import LazyRows
 from capfilt.io.shards import open_shard
 from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport
 from capfilt.records import Caption, ImageVector, Reason, Sample, Score
+from capfilt.stages.cascade import cascade_of, check_cascade, log_audit
 from capfilt.stages.images import readable_samples, source_image
 from capfilt.stages.index import image_limits
 from capfilt.stages.select import check_policy
@@ -33,7 +34,10 @@ from capfilt.stages.shards import (
 )
 from capfilt.stages.sources import WebShards, web_shards
 from capfilt.stages.tables import Tables
-from capfilt.workers.kinds import check_filter
+from capfilt.stages.tuned import batch_images_of
+from capfilt.stages.tuning import tune
+from capfilt.workers.gauges import worker_meter
+from capfilt.workers.kinds import check_dtype, check_filter
 from capfilt.workers.score import (
     ImageToScore,
     ScoredImage,
@@ -50,7 +54,10 @@ def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
     """Score all captioned shards."""
     shards = web_shards(recipe, tables).count
     tables.require("caption", shards)
-    return run_jobs([job(recipe, tables)], shards, tables=tables, pool=pool)[STAGE]
+    tables = tune(recipe, tables, pool, stages=(STAGE,))
+    funnel = run_jobs([job(recipe, tables)], shards, tables=tables, pool=pool)[STAGE]
+    log_audit(recipe, tables)
+    return funnel
 
 
 def job(recipe: Recipe, tables: Tables) -> ScoreJob:
@@ -58,10 +65,14 @@ def job(recipe: Recipe, tables: Tables) -> ScoreJob:
 
     Raises:
         CheckpointError: the model is no filter.
-        CapfiltError: `select` would ask for a number that this one does not give.
+        MissingDependencyError: score.decode needs a package that is not installed.
+        CapfiltError: `select` or the cascade would ask for a number that this one does not give.
     """
     model = tables.sources["filter"]
+    check_cascade(recipe.score, model)
     check_filter(model.name, model.model_type)
+    check_dtype(model.name, model.model_type, recipe.score.dtype)
+    check_decoding(recipe.score.decode, asked_by="score.decode")
     check_policy(recipe.select, model)
     return ScoreJob(
         recipe=recipe,
@@ -69,6 +80,7 @@ def job(recipe: Recipe, tables: Tables) -> ScoreJob:
         shards=web_shards(recipe, tables),
         samples=tables.of("index"),
         captions=tables.of("caption"),
+        batch_images=batch_images_of(tables.plans[STAGE]),
         table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
     )
 
@@ -106,12 +118,6 @@ def _blank_reason(text: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ImagePlan:
-    sample: Sample
-    texts: tuple[TextToScore, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreJob:
     """Scoring of one shard."""
 
@@ -121,6 +127,7 @@ class ScoreJob:
     samples: Table
     captions: Table
     table: Table
+    batch_images: int
 
     stage = STAGE
 
@@ -142,23 +149,37 @@ class ScoreJob:
             dtype=options.dtype,
             num_threads=pool.score.threads,
         )
-        decoder = ImageDecoder(image_limits(self.recipe), num_processes=pool.decode_processes)
-        return ScoreWorker(scorer, decoder, batch_images=options.batch_images)
+        decoder = ImageDecoder(
+            image_limits(self.recipe),
+            num_processes=pool.decode_processes,
+            decoding=options.decode,
+        )
+        meter = worker_meter(
+            STAGE, device=pool.device, dtype=options.dtype, decoder=decoder, trace=pool.trace
+        )
+        return ScoreWorker(
+            scorer,
+            decoder,
+            batch_images=self.batch_images,
+            cascade=cascade_of(self.recipe),
+            device=pool.device,
+            meter=meter,
+        )
 
     def fetch(self, shard: int) -> Fetched[ImageToScore]:
         """The readable images of the shard with all their texts."""
         captions = records_from(from_bytes(self.captions.read(shard), Caption), Caption)
         by_key = {key: tuple(rows) for key, rows in groupby(captions, lambda row: row.key)}
-        plans = [
-            _ImagePlan(sample=sample, texts=texts_of(sample, by_key[sample.key]))
-            for sample in readable_samples(self.samples, shard)
-        ]
         file = open_shard(self.shards.locate(shard))
         return Fetched(
-            inputs=LazyRows(
-                plans,
-                lambda plan: ImageToScore(image=source_image(file, plan.sample), texts=plan.texts),
-            )
+            inputs=[
+                ImageToScore(
+                    key=sample.key,
+                    read_image=partial(source_image, file, sample),
+                    texts=texts_of(sample, by_key[sample.key]),
+                )
+                for sample in readable_samples(self.samples, shard)
+            ]
         )
 
     def quarantine(self, rejected: ImageToScore, why: Quarantine) -> ScoredImage:

@@ -50,6 +50,7 @@ _ANSWERS = (
     Reason.SCORE_NOT_FINITE,
     Reason.TEXT_TOO_LONG,
     Reason.ITM_BELOW_MIN,
+    Reason.ITC_CLEARLY_LOW,
     Reason.ITC_BELOW_MIN,
     Reason.NOT_BEST,
     Reason.WEB_PREFERRED,
@@ -91,13 +92,15 @@ def judge(
     Every text is first judged alone, against the thresholds of its source (CapFilt:
     arXiv:2201.12086, sec. 3.3). Of several shortcomings the first of these is the reason: the one
     the row came with, text missing, score not finite, text too long, ITM below, ITC below. A score
-    that is null is none: it is wanting only if it is asked for. Then the policy looks at the texts
-    of each image that passed:
+    that is null is none: it is wanting only if it is asked for. Where a cascade had ITC decide a
+    text, that stands for what is asked of its ITM probability: a clearly low one is dropped, a
+    clearly high one passes, audited or not. Then the policy looks at the texts of each image that
+    passed:
 
         both       keeps them all, as the paper does
         best       keeps the one with the highest ITM probability, or cosine where the filter gives
-                   no probability; at a tie the web text goes before synthetic ones, and the lower
-                   `text_index` before the higher
+                   no probability or is a cascade; at a tie the web text goes before synthetic
+                   ones, and the lower `text_index` before the higher
         web_first  keeps the web text if it passed, else every synthetic text that did
 
     Thresholds are rounded to float32, the precision of the scores, before they are compared.
@@ -128,6 +131,7 @@ def _judge_alone(
     """The answer of each row, its image's other texts left aside; the strongest written last."""
     itm_prob = _floats(scores["itm_prob"])
     itc_cos = _floats(scores["itc_cos"])
+    low, high = (_booleans(pc.equal(scores["decided_by"], by)) for by in ("itc_low", "itc_high"))
     codes = np.zeros(scores.num_rows, np.int8)
     for bounds, of_source in ((web, is_web), (synthetic, ~is_web)):
         # Never `x < bound`: a NaN must not pass. Here it falls below, and gets its own answer next.
@@ -136,11 +140,13 @@ def _judge_alone(
             codes[of_source & below] = _CODES[Reason.ITC_BELOW_MIN]
         if bounds.min_itm_prob is not None:
             below = ~(itm_prob >= np.float32(bounds.min_itm_prob))
-            codes[of_source & below] = _CODES[Reason.ITM_BELOW_MIN]
+            codes[of_source & low] = _CODES[Reason.ITC_CLEARLY_LOW]
+            codes[of_source & below & ~low & ~high] = _CODES[Reason.ITM_BELOW_MIN]
     too_long = _booleans(pc.greater(pc.utf8_length(scores["text"]), max_text_chars))
     codes[too_long] = _CODES[Reason.TEXT_TOO_LONG]
     asked = np.where(is_web, web.min_itm_prob is not None, synthetic.min_itm_prob is not None)
-    itm_fine = np.isfinite(itm_prob) | (_booleans(pc.is_null(scores["itm_prob"])) & ~asked)
+    itm_needed = asked & ~low & ~high
+    itm_fine = np.isfinite(itm_prob) | (_booleans(pc.is_null(scores["itm_prob"])) & ~itm_needed)
     codes[~(itm_fine & np.isfinite(itc_cos))] = _CODES[Reason.SCORE_NOT_FINITE]
     codes[_booleans(pc.is_null(scores["text"]))] = _CODES[Reason.TEXT_MISSING]
     codes[_booleans(pc.is_valid(scores["reason"]))] = _CAME_WITH_ONE
@@ -176,14 +182,16 @@ def _merit(scores: pa.Table, is_web: BoolArray) -> npt.NDArray[np.uint64]:
 
 
 def text_fit(scores: pa.Table) -> pa.ChunkedArray:
-    """How well each text fits its image: ITM probability, or cosine where the filter gives none.
+    """How well each text fits its image: ITM probability, or cosine where not every text has one.
 
-    All texts of a round are scored by one filter, so only like is compared with like.
+    All texts of a round are scored by one filter, so only like is compared with like. A cascade
+    leaves some texts without a probability, so there all are compared by cosine.
 
     Args:
-        scores: columns `itm_prob` and `itc_cos` of `records.Score`.
+        scores: columns `itm_prob`, `itc_cos` and `decided_by` of `records.Score`.
     """
-    return pc.coalesce(scores["itm_prob"], scores["itc_cos"])
+    probability = pc.if_else(pc.is_null(scores["decided_by"]), scores["itm_prob"], None)
+    return pc.coalesce(probability, scores["itc_cos"])
 
 
 def _keep_web_first(codes: CodeArray, scores: pa.Table, is_web: BoolArray) -> None:

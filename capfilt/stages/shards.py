@@ -14,6 +14,7 @@ from capfilt.config import PoolSection, WorkersSection
 from capfilt.errors import AccountingError, ShardError
 from capfilt.io.commits import Commit, Table
 from capfilt.pool import AnyJob, Pool, Resources, ShardReport
+from capfilt.stages.events import noted
 from capfilt.stages.plans import STAGES
 from capfilt.stages.tables import Tables
 
@@ -93,7 +94,8 @@ def run_jobs(
     Raises:
         ShardError: some shards failed; all others are committed.
     """
-    failed = [r for r in pool.run(jobs, range(shards)) if r.error is not None]
+    reports = noted(pool.run(jobs, range(shards)), tables)
+    failed = [r for r in reports if r.error is not None]
     if failed:
         lines = [f"  {r.stage}, shard {r.shard}: {r.error}" for r in failed[:MAX_NAMED]]
         more = f"\n  and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""

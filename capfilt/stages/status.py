@@ -1,15 +1,18 @@
-"""Status: how far a run has come, read from its commits alone."""
+"""Status: how far a run has come, read from its commits alone, and how fast, from its events."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from capfilt.config import Recipe
 from capfilt.errors import StorageError
+from capfilt.io.storage import Store
+from capfilt.stages.events import ShardEvent, read_events
 from capfilt.stages.plans import STAGES
 from capfilt.stages.shards import Funnel, funnel_of
 from capfilt.stages.sources import web_shards
+from capfilt.stages.speed import StageSpeed, stage_speed
 from capfilt.stages.tables import Tables, open_tables
 
 
@@ -20,6 +23,7 @@ class StageStatus:
     funnel: Funnel
     shards_total: int  # of the input; where that is out of reach, those any stage has seen
     folder: str  # URL of the table
+    speed: StageSpeed | None = None  # of stages whose workers are measured, as far as it was noted
 
     @property
     def done(self) -> bool:
@@ -29,7 +33,8 @@ class StageStatus:
 
 def run_status(recipe: Recipe) -> list[StageStatus]:
     """The stages of every round that can begin, in order; round 0 always can."""
-    return [status for tables in open_rounds(recipe) for status in round_status(recipe, tables)]
+    events = read_events(Store.at_url(recipe.run))
+    return [s for tables in open_rounds(recipe) for s in round_status(recipe, tables, events)]
 
 
 def open_rounds(recipe: Recipe) -> list[Tables]:
@@ -37,14 +42,28 @@ def open_rounds(recipe: Recipe) -> list[Tables]:
     return list(_rounds(recipe))
 
 
-def round_status(recipe: Recipe, tables: Tables) -> list[StageStatus]:
-    """The stages a round has, in the order of the loop."""
+def tuned_lines(recipe: Recipe) -> list[str]:
+    """A line on each batch size the run found for itself, of every round that can begin."""
+    return [tuned.describe() for tables in open_rounds(recipe) for tuned in tables.tuned.values()]
+
+
+def round_status(
+    recipe: Recipe, tables: Tables, events: Sequence[ShardEvent] = ()
+) -> list[StageStatus]:
+    """The stages a round has, in the order of the loop.
+
+    Args:
+        recipe: the run.
+        tables: the round.
+        events: of the whole run.
+    """
     shards = _count_shards(recipe, tables)
     return [
         StageStatus(
             funnel=funnel_of(stage, tables.committed(stage).values(), round_=tables.round),
             shards_total=1 if stage == "train" else shards,
             folder=tables.of(stage).store.url,
+            speed=stage_speed(e for e in events if _made(e, tables, stage)),
         )
         for stage in stages_of(tables)
     ]
@@ -53,6 +72,12 @@ def round_status(recipe: Recipe, tables: Tables) -> list[StageStatus]:
 def stages_of(tables: Tables) -> list[str]:
     """The stages that are done in this round; the web is downloaded and indexed in round 0 only."""
     return [s for s in STAGES if tables.has(s) and tables.plans[s].round == tables.round]
+
+
+def _made(event: ShardEvent, tables: Tables, stage: str) -> bool:
+    """Whether the event is of the very table, not of one with other settings."""
+    plan = tables.plans[stage]
+    return (event.round, event.stage, event.plan) == (plan.round, stage, plan.folder)
 
 
 def _rounds(recipe: Recipe) -> Iterator[Tables]:

@@ -21,6 +21,7 @@ from capfilt.io.models import digest_of, local_model, model_digest, model_type_o
 from capfilt.io.storage import Store
 from capfilt.lineage import Plan, canonical_json, plan_differences
 from capfilt.stages.plans import STAGES, Digests, stage_plans
+from capfilt.stages.tuned import ROLES, Tuned, recorded_sizes, with_sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Tables:
     round: int
     plans: Mapping[str, Plan]  # by stage
     sources: Mapping[str, Source]  # what the round reads from outside its tables
+    tuned: Mapping[str, Tuned]  # batch sizes the run found for itself, by stage
 
     def has(self, stage: str) -> bool:
         """Whether the recipe runs this stage at all."""
@@ -139,14 +141,26 @@ def open_tables(recipe: Recipe, round_number: int) -> Tables:
         CapfiltError: the round before this one has not trained its models, or they were changed.
     """
     store = Store.at_url(recipe.run)
-    sources = _find_sources(recipe, store, round_number)
+    return _planned(recipe, store, round_number, _find_sources(recipe, store, round_number))
+
+
+def replanned(recipe: Recipe, tables: Tables) -> Tables:
+    """The same tables after a batch size was put on record: plans name it from now on."""
+    return _planned(recipe, tables.store, tables.round, tables.sources)
+
+
+def _planned(
+    recipe: Recipe, store: Store, round_number: int, sources: Mapping[str, Source]
+) -> Tables:
     digests = Digests(
         **{role: source.digest for role, source in sources.items()},
         captioner_type=sources["captioner"].model_type,
         filter_type=sources["filter"].model_type,
     )
-    plans = stage_plans(recipe, round_number, digests)
-    return Tables(store=store, round=round_number, plans=plans, sources=sources)
+    models = {role: sources[role].digest for role in ROLES.values()}
+    tuned = recorded_sizes(recipe, store, models)
+    plans = stage_plans(with_sizes(recipe, tuned), round_number, digests)
+    return Tables(store=store, round=round_number, plans=plans, sources=sources, tuned=tuned)
 
 
 def _find_sources(recipe: Recipe, store: Store, round_number: int) -> dict[str, Source]:

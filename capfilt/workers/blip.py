@@ -9,9 +9,10 @@ import capfilt_blip.checkpoint
 from capfilt.config import DType
 from capfilt.errors import CheckpointError
 from capfilt.io.images import SQUASH, Fit
-from capfilt.workers.protocols import ImageArray, Sampling, TextScores
+from capfilt.workers.protocols import Asked, ImageArray, Sampling, TextScores
 from capfilt_blip.tasks.captioner import PROMPT, Caption, Captioner
 from capfilt_blip.tasks.matcher import Matcher
+from capfilt_blip.tasks.scoring import MatchScores, Scoring
 
 
 class BlipCaptioner:
@@ -66,6 +67,11 @@ class BlipCaptioner:
             batch_size=sampling.batch_images,
         )
 
+    def flops(self, captions: Sequence[Sequence[Caption]], *, sampling: Sampling) -> float:
+        """Operations these captions need; see `protocols.ImageCaptioner`."""
+        prompt = PROMPT if sampling.prompt is None else sampling.prompt
+        return self._captioner.flops(captions, prompt=prompt)
+
 
 class BlipScorer:
     """Scores with BLIP's matcher.
@@ -103,12 +109,51 @@ class BlipScorer:
         self, images: ImageArray, texts: Sequence[Sequence[str]], *, batch_size: int
     ) -> list[TextScores]:
         """Score texts against their images; see `protocols.TextScorer`."""
-        return [
-            TextScores(
-                itm_prob=found.itm_prob,
-                itc_cos=found.itc_cos,
-                num_tokens=found.num_tokens,
-                image_vector=found.image_vector,
-            )
-            for found in self._matcher.score(images, texts, batch_size=batch_size)
-        ]
+        return _text_scores(self._matcher.score(images, texts, batch_size=batch_size))
+
+    def begin(self, *, batch_size: int) -> BlipScoring:
+        """Begin to score; see `protocols.TextScorer`."""
+        return BlipScoring(self._matcher.begin(batch_size=batch_size))
+
+    def best_order(self, texts: Sequence[Sequence[str]]) -> Sequence[int]:
+        """Images with texts of like length together."""
+        return self._matcher.best_order(texts)
+
+    def flops(self, scores: Sequence[TextScores]) -> float:
+        """Operations these scores need; see `protocols.TextScorer`."""
+        asked = [[itm_prob is not None for itm_prob in found.itm_prob] for found in scores]
+        return self._matcher.flops([found.num_tokens for found in scores], asked=asked)
+
+
+class BlipScoring:
+    """Scoring under way.
+
+    Args:
+        scoring: the model's.
+    """
+
+    def __init__(self, scoring: Scoring) -> None:
+        self._scoring = scoring
+
+    def add(
+        self, images: ImageArray, texts: Sequence[Sequence[str]], *, asked: Asked | None = None
+    ) -> list[TextScores]:
+        """Score a batch; see `protocols.Scoring`."""
+        return _text_scores(self._scoring.add(images, texts, asked=asked))
+
+    def finish(self) -> None:
+        """Compute the ITM probabilities that were put off."""
+        self._scoring.finish()
+
+
+def _text_scores(scores: Sequence[MatchScores]) -> list[TextScores]:
+    """The same lists, so that those still to be filled are."""
+    return [
+        TextScores(
+            itm_prob=found.itm_prob,
+            itc_cos=found.itc_cos,
+            num_tokens=found.num_tokens,
+            image_vector=found.image_vector,
+        )
+        for found in scores
+    ]

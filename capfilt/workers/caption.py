@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -15,12 +15,14 @@ from capfilt.config import DType
 from capfilt.errors import CheckpointError
 from capfilt.io.images import ImageDecoder, Refused
 from capfilt.io.models import model_type_of
+from capfilt.meter import Meter
 from capfilt.records import Caption, Reason
-from capfilt.workers.batches import DecodedBatch, Pixels, SourceImage, decoded_batches
+from capfilt.workers.batches import BatchFeeder, DecodedBatch, PreparedInputs, SourceImage
 from capfilt.workers.blip import BlipCaptioner
 from capfilt.workers.hub_captioner import HubCaptioner
-from capfilt.workers.kinds import is_blip, takes_prompt
-from capfilt.workers.protocols import ImageCaptioner, Sampling
+from capfilt.workers.kinds import check_dtype, is_blip, takes_prompt
+from capfilt.workers.memory import shortage_explained
+from capfilt.workers.protocols import ImageArray, ImageCaptioner, Sampling
 
 
 def check_captioner(name: str, model_type: str | None, *, prompt: str | None) -> None:
@@ -67,11 +69,12 @@ def load_captioner(
         sampling: what it will be asked for.
 
     Raises:
-        CheckpointError: the directory holds no captioner.
+        CheckpointError: the directory holds no captioner, or none for this dtype.
     """
     torch.set_num_threads(num_threads)
     model_type = model_type_of(directory)
     check_captioner(str(directory), model_type, prompt=sampling.prompt)
+    check_dtype(str(directory), model_type, dtype)
     if is_blip(model_type):
         return BlipCaptioner.from_directory(directory, device=device, dtype=dtype)
     return HubCaptioner.from_directory(
@@ -86,30 +89,49 @@ class CaptionWorker:
         captioner: the model.
         decoder: decoding processes; closed with the worker.
         sampling: how to sample.
+        device: of the model.
+        meter: measures the work; closed with the worker.
     """
 
     def __init__(
-        self, captioner: ImageCaptioner, decoder: ImageDecoder, sampling: Sampling
+        self,
+        captioner: ImageCaptioner,
+        decoder: ImageDecoder,
+        sampling: Sampling,
+        *,
+        device: str = "cpu",
+        meter: Meter | None = None,
     ) -> None:
+        self.meter = meter or Meter()
         self._captioner = captioner
         self._decoder = decoder
         self._sampling = sampling
+        self._device = device
+        self._feeder: BatchFeeder[SourceImage] = BatchFeeder(
+            lambda image: image,
+            decoder,
+            batch_images=sampling.batch_images,
+            side_px=captioner.image_size_px,
+            fit=captioner.fit,
+            device=device,
+            meter=self.meter,
+        )
+
+    def prepare(self, inputs: Sequence[SourceImage]) -> PreparedInputs[SourceImage]:
+        """Begin to decode a shard's images before its turn."""
+        return self._feeder.prepare(inputs)
 
     def __call__(self, inputs: Sequence[SourceImage]) -> list[list[Caption]]:
         """The captions of each image; an image that cannot be read has one row with a reason."""
-        batches = decoded_batches(
-            inputs,
-            lambda image: image,
-            self._decoder,
-            batch_images=self._sampling.batch_images,
-            side_px=self._captioner.image_size_px,
-            fit=self._captioner.fit,
-        )
-        return [captions for batch in batches for captions in self._caption(batch)]
+        meter = self.meter
+        with meter.working(num_inputs=len(inputs)), closing(self._feeder.batches(inputs)) as found:
+            return [captions for batch in meter.awaited(found) for captions in self._caption(batch)]
 
     def close(self) -> None:
-        """End the decoding processes."""
+        """End the decoding processes and the trace."""
+        self._feeder.close()
         self._decoder.close()
+        self.meter.close()
 
     def _caption(self, batch: DecodedBatch[SourceImage]) -> list[list[Caption]]:
         readable, pixels = batch.readable()
@@ -121,10 +143,15 @@ class CaptionWorker:
             for image, seen in zip(batch.inputs, batch.pixels, strict=True)
         ]
 
-    def _sample(self, keys: list[str], images: list[Pixels]) -> list[list[Caption]]:
+    def _sample(self, keys: list[str], images: ImageArray) -> list[list[Caption]]:
         if not keys:
             return []
-        sampled = self._captioner.caption(np.stack(images), keys=keys, sampling=self._sampling)
+        size = self._sampling.batch_images
+        with shortage_explained("caption", batch_images=size, device=self._device):
+            with self.meter.span("caption", images=len(keys)):
+                sampled = self._captioner.caption(images, keys=keys, sampling=self._sampling)
+        flops = self._captioner.flops(sampled, sampling=self._sampling)
+        self.meter.add(num_images=len(keys), flops=flops)
         return [
             [_row(key, index, caption) for index, caption in enumerate(captions)]
             for key, captions in zip(keys, sampled, strict=True)

@@ -38,7 +38,7 @@ from capfilt.workers.hub_model import (
     load_model,
 )
 from capfilt.workers.kinds import gives_match_probability
-from capfilt.workers.protocols import ImageArray, TextScores
+from capfilt.workers.protocols import Asked, ImageArray, TextScores
 from capfilt_blip.transforms import fixed_batches
 
 NumberT = TypeVar("NumberT")
@@ -117,6 +117,17 @@ class DualEncoder:
             scores += self._score_batch(batch, texts[len(scores) : len(scores) + len(batch)])
         return scores
 
+    def begin(self, *, batch_size: int) -> DualEncoderScoring:
+        """Begin to score; see `protocols.TextScorer`."""
+        return DualEncoderScoring(self, batch_size=batch_size)
+
+    def best_order(self, texts: Sequence[Sequence[str]]) -> Sequence[int]:
+        """As they come: all texts are padded to one length."""
+        return range(len(texts))
+
+    def flops(self, scores: Sequence[TextScores]) -> None:
+        """Not counted: each architecture has its own count."""
+
     @torch.inference_mode()
     def _score_batch(self, pixels: Tensor, texts: Sequence[Sequence[str]]) -> list[TextScores]:
         """Score a batch whose last images may be filler, that is without an entry in `texts`."""
@@ -177,6 +188,32 @@ class DualEncoder:
             return []
         whole = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
         return [len(ids) for ids in whole["input_ids"]]
+
+
+class DualEncoderScoring:
+    """Scoring under way: each batch is done when it is there.
+
+    Args:
+        scorer: the model.
+        batch_size: images in one pass.
+    """
+
+    def __init__(self, scorer: DualEncoder, *, batch_size: int) -> None:
+        self._scorer = scorer
+        self._batch_size = batch_size
+
+    def add(
+        self,
+        images: ImageArray,
+        texts: Sequence[Sequence[str]],
+        *,
+        asked: Asked | None = None,  # a probability costs nothing
+    ) -> list[TextScores]:
+        """Score a batch; see `protocols.Scoring`."""
+        return self._scorer.score(images, texts, batch_size=self._batch_size)
+
+    def finish(self) -> None:
+        """Nothing was put off."""
 
 
 def _unit(features: Tensor | BaseModelOutputWithPooling) -> Tensor:

@@ -179,6 +179,9 @@ class HubCaptioner:
             start += len(batch)
         return captions
 
+    def flops(self, captions: Sequence[Sequence[Caption]], *, sampling: Sampling) -> None:
+        """Not counted: each architecture has its own count."""
+
     @torch.inference_mode()
     def _draw(
         self, inputs: BatchFeature, keys: Sequence[str], index: int, sampling: Sampling

@@ -83,6 +83,7 @@ def load_model(
         CheckpointError: there is no such model, its weights are not safetensors, or some are not
             there: transformers would go on with random ones.
     """
+    assert dtype != "int8", "refused by kinds.check_dtype"
     with explained(directory, "loaded"):
         model, found = auto_class.from_pretrained(
             str(directory),

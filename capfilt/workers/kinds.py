@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from capfilt.config import DType
 from capfilt.errors import CheckpointError
 
 BLIP = "blip"
@@ -48,6 +49,19 @@ def check_filter(name: str, model_type: str | None) -> None:
         raise CheckpointError(
             f"{name}: a model of type {model_type!r} cannot be the filter; "
             f"types that can: {', '.join([BLIP, *DUAL_ENCODERS])}"
+        )
+
+
+def check_dtype(name: str, model_type: str | None, dtype: DType) -> None:
+    """Refuse a number format that a model cannot compute in, before anything is loaded.
+
+    Raises:
+        CheckpointError: it is int8, whose effect is known for BLIP alone.
+    """
+    if dtype == "int8" and not is_blip(model_type):
+        raise CheckpointError(
+            f"{name}: a model of type {model_type!r} cannot compute in int8, which is for BLIP; "
+            "set its dtype: float32"
         )
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 import capfilt_blip.checkpoint
@@ -210,7 +209,7 @@ class TrainWorker:
             self._lost.update(_refused(batch))
             if len(rows) < 2:
                 raise CapfiltError(_undecoded(batch))
-            images = torch.from_numpy(np.stack(pixels))
+            images = torch.from_numpy(pixels)
             if min_area < 1 or self._options.flip_probability > 0:
                 images = random_resized_crops(
                     images,

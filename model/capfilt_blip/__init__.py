@@ -5,9 +5,10 @@ from capfilt_blip.tasks.answers import Answer, ChosenAnswer
 from capfilt_blip.tasks.captioner import Caption, Captioner
 from capfilt_blip.tasks.features import FeatureExtractor
 from capfilt_blip.tasks.grounder import Box, Grounder
-from capfilt_blip.tasks.matcher import Matcher, MatchScores
+from capfilt_blip.tasks.matcher import Matcher
 from capfilt_blip.tasks.reasoner import Reasoner
 from capfilt_blip.tasks.retriever import Retriever
+from capfilt_blip.tasks.scoring import MatchScores
 
 __all__ = [
     "Answer",

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig
-from capfilt_blip.files.hf_names import POSITIONS, hf_name
+from capfilt_blip.files.hf_names import POSITIONS, stored_tensors
 from capfilt_blip.files.layouts import Task
 from capfilt_blip.files.model_card import card, preprocessor
 from capfilt_blip.files.reading import KINDS, architecture_of, find
@@ -232,10 +232,9 @@ def _save(
 ) -> None:
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    # named_parameters gives a shared parameter once, which is also what safetensors asks for.
     weights = {
-        hf_name(name): parameter.detach().to("cpu", dtype).contiguous()
-        for name, parameter in model.named_parameters()
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in stored_tensors(model).items()
     }
     # safetensors' own save_file makes files that only their owner may read.
     payload = save(weights, metadata={"format": "pt"})
@@ -299,7 +298,7 @@ def _with_fitting_positions(
 
 
 def _fill(model: nn.Module, weights: Mapping[str, Tensor], *, place: Path, name: str) -> None:
-    parameters = {hf_name(key): parameter for key, parameter in model.named_parameters()}
+    parameters = stored_tensors(model)
     _refuse(place, f"tensors that a {name} needs are missing", set(parameters) - set(weights))
     _refuse(place, f"tensors that a {name} does not have", set(weights) - set(parameters))
     other = {

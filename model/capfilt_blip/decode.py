@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ class Writer(Protocol):
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states of the decoder, (..., D), to logits, (..., V)."""
         ...
+
+
+Choose: TypeAlias = Callable[[Tensor, int], Tensor]
+"""Maps (B, V) logits and the number of the step to (B,) token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +78,12 @@ def generate_greedy(
 
     Args:
         writer: in eval mode.
-        memory: I memories, of the writer's `text_decoder.project_memory`.
+        memory: I memories, of the writer's `text_decoder`.
         prompt_ids: what each text starts with, [DEC] first.
         limits: on the texts.
     """
-    return _generate(
-        writer, memory, prompt_ids, num_texts=len(memory), limits=limits, choose=_likeliest
-    )
+    writing = Writing(writer, memory, prompt_ids, num_texts=len(memory), limits=limits)
+    return _written(writing, _likeliest)
 
 
 def generate_sampled(
@@ -95,7 +99,7 @@ def generate_sampled(
 
     Args:
         writer: in eval mode.
-        memory: I memories, of the writer's `text_decoder.project_memory`.
+        memory: I memories, of the writer's `text_decoder`.
         prompt_ids: what each text starts with, [DEC] first.
         row_keys: B numbers, of `sampling.row_key`; the texts about one memory follow each other.
         limits: on the texts.
@@ -106,9 +110,8 @@ def generate_sampled(
     def draw(logits: Tensor, step: int) -> Tensor:
         return sample(logits, row_keys=keys, step=step, sampling=sampling)
 
-    return _generate(
-        writer, memory, prompt_ids, num_texts=len(row_keys), limits=limits, choose=draw
-    )
+    writing = Writing(writer, memory, prompt_ids, num_texts=len(row_keys), limits=limits)
+    return _written(writing, draw)
 
 
 def _likeliest(logits: Tensor, step: int) -> Tensor:
@@ -116,49 +119,121 @@ def _likeliest(logits: Tensor, step: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _generate(  # one more than six, all of them handed on
-    writer: Writer,
-    memory: Memory,
-    prompt_ids: Sequence[int],
-    *,
-    num_texts: int,
-    limits: Limits,
-    choose: Callable[[Tensor, int], Tensor],
-) -> Generated:
-    """Run the loop; `choose` maps (B, V) logits and the step's number to (B,) token ids."""
-    config, decoder = writer.config, writer.text_decoder
-    start = len(prompt_ids)
-    room = checked_room(start + limits.max_new_tokens, max_positions=config.text.max_positions)
-    prompt = torch.tensor(prompt_ids, device=memory.device)
-    tokens = prompt.new_full((num_texts, room), config.pad_token_id)
-    tokens[:, :start] = prompt
-    num_tokens = prompt.new_zeros(num_texts)
-    logprobs = torch.zeros(num_texts, device=memory.device)
-    unfinished = prompt.new_ones(num_texts, dtype=torch.bool)
-
-    hidden, cache = decoder.read_prompt(
-        prompt_ids, num_texts=num_texts, num_tokens=room, memory=memory
-    )
-    for step in range(limits.max_new_tokens):
-        end = start + step
-        logits = writer.token_logits(hidden).float()  # (B, V)
-        allowed = penalised(logits, tokens[:, :end], penalty=limits.repetition_penalty)
-        if step < limits.min_new_tokens:
-            allowed[:, config.sep_token_id] = -torch.inf
-        chosen = choose(allowed, step)
-        # Finished rows stay in the batch, so that its shape, and with it each result, stays.
-        logprobs += _logprob(logits, chosen).masked_fill(~unfinished, 0)
-        num_tokens += unfinished
-        tokens[:, end] = chosen.where(unfinished, config.pad_token_id)
-        unfinished &= chosen != config.sep_token_id
-        if not unfinished.any():
+def _written(writing: Writing, choose: Choose) -> Generated:
+    writing.begin()
+    for step in range(writing.limits.max_new_tokens):
+        writing.write(step, choose)
+        if writing.all_ended():
             break
-        hidden = decoder.step(tokens[:, end, None], position=end, cache=cache, memory=memory)
-    return Generated(
-        token_ids=tokens[:, start : end + 1].cpu(),
-        num_tokens=num_tokens.cpu(),
-        logprobs=logprobs.cpu(),
-    )
+    return writing.generated()
+
+
+class EagerWriting:
+    """Writes step by step, as the host gives the orders.
+
+    Args:
+        writer: in eval mode.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.greedy = partial(generate_greedy, writer)
+        self.sampled = partial(generate_sampled, writer)
+
+
+class Writing:
+    """Texts in the making: what `begin` and then `write`, step by step, leave behind.
+
+    All is on the memory's device, and nothing but `all_ended` and `generated` waits for it.
+
+    Args:
+        writer: in eval mode.
+        memory: I memories, of the writer's `text_decoder`.
+        prompt_ids: what each text starts with, [DEC] first.
+        num_texts: B, a multiple of I.
+        limits: on the texts.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        memory: Memory,
+        prompt_ids: Sequence[int],
+        *,
+        num_texts: int,
+        limits: Limits,
+    ) -> None:
+        text = writer.config.text
+        self.limits = limits
+        self._writer = writer
+        self._memory = memory
+        self._prompt = torch.tensor(prompt_ids, device=memory.device)
+        room = checked_room(
+            len(prompt_ids) + limits.max_new_tokens, max_positions=text.max_positions
+        )
+        self._tokens = self._prompt.new_empty(num_texts, room)
+        self._num_tokens = self._prompt.new_empty(num_texts)
+        self._logprobs = torch.empty(num_texts, device=memory.device)
+        self.unfinished = self._prompt.new_empty(num_texts, dtype=torch.bool)
+        """(B,) bool, True where [SEP] is still to come."""
+
+    def begin(self) -> None:
+        """Read the prompt; what was written before is gone."""
+        self._tokens.fill_(self._writer.config.pad_token_id)
+        self._tokens[:, : len(self._prompt)] = self._prompt
+        self._num_tokens.zero_()
+        self._logprobs.zero_()
+        self.unfinished.fill_(value=True)
+        num_texts, room = self._tokens.shape
+        self._hidden, self._cache = self._writer.text_decoder.read_prompt(
+            self._prompt, num_texts=num_texts, num_tokens=room, memory=self._memory
+        )
+
+    def write(self, step: int, choose: Choose) -> None:
+        """Add a token to each text that has not ended.
+
+        Args:
+            step: tokens written before; one more than at the last call.
+            choose: maps (B, V) logits and the step to (B,) token ids.
+        """
+        config, end = self._writer.config, len(self._prompt) + step
+        if step:
+            self._hidden = self._writer.text_decoder.step(
+                self._tokens[:, end - 1, None],
+                position=end - 1,
+                cache=self._cache,
+                memory=self._memory,
+            )
+        logits = self._writer.token_logits(self._hidden).float()  # (B, V)
+        chosen = choose(self._allowed(logits, step), step)
+        # Finished rows stay in the batch, so that its shape, and with it each result, stays.
+        self._logprobs += _logprob(logits, chosen).where(self.unfinished, 0)
+        self._num_tokens += self.unfinished
+        self._tokens[:, end] = chosen.where(self.unfinished, config.pad_token_id)
+        self.unfinished &= chosen != config.sep_token_id
+
+    def all_ended(self) -> bool:
+        """Whether [SEP] has come in every text."""
+        return not self.unfinished.any()
+
+    def generated(self) -> Generated:
+        """Return what was written."""
+        num_tokens = self._num_tokens.cpu()
+        longest = int(num_tokens.max()) if len(num_tokens) else 0
+        start = len(self._prompt)
+        return Generated(
+            token_ids=self._tokens[:, start : start + longest].cpu(),
+            num_tokens=num_tokens,
+            logprobs=self._logprobs.cpu(),
+        )
+
+    def _allowed(self, logits: Tensor, step: int) -> Tensor:
+        limits, so_far = self.limits, self._tokens[:, : len(self._prompt) + step]
+        if limits.repetition_penalty != 1:
+            logits = penalised(logits, so_far, penalty=limits.repetition_penalty)
+        if step < limits.min_new_tokens:
+            logits = logits.clone()  # the unchanged ones give the log-probability
+            logits[:, self._writer.config.sep_token_id] = -torch.inf
+        return logits
 
 
 def checked_room(num_tokens: int, *, max_positions: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capfilt_blip.attention import KV, Attention, FeedForward, Memory, MultiHead
+from capfilt_blip.attention import FeedForward, Memory, MultiHead, SelfAttention, Source
 from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig, TextConfig
 from capfilt_blip.recompute import layer_calls
@@ -131,8 +131,8 @@ class TwinTextStack(nn.Module):
         hidden: Tensor = self.embeddings(token_ids)
         visible = mask[:, None, None, :]
         calls = layer_calls(self.layers, num_recomputed=self.num_recomputed, training=self.training)
-        for call, left_kv, right_kv in zip(calls, left.layers, right.layers, strict=True):
-            hidden = call(hidden, visible=visible, left=left_kv, right=right_kv)
+        for call, one, other in zip(calls, left.layers, right.layers, strict=True):
+            hidden = call(hidden, visible=visible, left=one, right=other)
         return hidden
 
 
@@ -141,15 +141,13 @@ class TwinTextLayer(nn.Module):
 
     def __init__(self, config: TextConfig, *, merges: bool) -> None:
         super().__init__()
-        self.self_attention = Attention(config, memory_width=config.width)
+        self.self_attention = SelfAttention(config)
         self.cross_attention = TwinCrossAttention(config, merges=merges)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, hidden: Tensor, *, visible: Tensor, left: KV, right: KV) -> Tensor:
+    def forward(self, hidden: Tensor, *, visible: Tensor, left: Source, right: Source) -> Tensor:
         """Map (B, L, D) to (B, L, D); see `TextLayer` and `TwinCrossAttention`."""
-        hidden = self.self_attention(
-            hidden, kv=self.self_attention.project(hidden), visible=visible
-        )
+        hidden = self.self_attention(hidden, visible=visible)
         out: Tensor = self.feed_forward(self.cross_attention(hidden, left=left, right=right))
         return out
 
@@ -166,15 +164,15 @@ class TwinCrossAttention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = config.dropout
 
-    def forward(self, hidden: Tensor, *, left: KV, right: KV) -> Tensor:
+    def forward(self, hidden: Tensor, *, left: Source, right: Source) -> Tensor:
         """Map (B, L, D) to (B, L, D).
 
         Args:
             hidden: (B, L, D).
-            left: keys and values of the left images.
-            right: keys and values of the right images.
+            left: what this layer reads of the left images.
+            right: what it reads of the right images.
         """
-        seen = self.left(hidden, kv=left), self.right(hidden, kv=right)
+        seen = self.left(hidden, source=left), self.right(hidden, source=right)
         joined = (seen[0] + seen[1]) / 2 if self.merge is None else self.merge(torch.cat(seen, -1))
         normed: Tensor = self.norm(hidden + F.dropout(joined, self.dropout, self.training))
         return normed

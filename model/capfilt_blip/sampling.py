@@ -32,9 +32,11 @@ _PROBABILITY_BITS = 40
 # ranked, so that no two of them are equal.
 _TOKEN_BITS = 20
 
-# So many of the likeliest tokens hold the nucleus of nearly every step; else all are sorted. It
-# changes the time, never the result.
-_NUM_LIKELIEST = 256
+# So many of the likeliest tokens are looked at first, then so many; if they do not hold the
+# nucleus, all tokens are sorted. It changes the time, never the result.
+_NUM_LIKELIEST = (64, 512)
+# Tokens are searched for the likeliest in groups of so many; see `_top`.
+_GROUP_SIZE = 16
 
 
 def row_key(*, seed: int, round_: int, key: str, caption_index: int) -> int:
@@ -100,10 +102,43 @@ def sample(logits: Tensor, *, row_keys: Tensor, step: int, sampling: Sampling) -
     Returns:
         (B,) int64 token ids.
     """
-    scaled = logits.float() / sampling.temperature
-    if sampling.top_k:
-        scaled = _only_top_k(scaled, sampling.top_k)
+    scaled = _scaled(logits, sampling)
     token_ids, kept = nucleus(scaled, top_p=sampling.top_p)
+    return _drawn(scaled, token_ids, kept, row_keys=row_keys, step=step)
+
+
+def sample_from_likeliest(
+    logits: Tensor, *, row_keys: Tensor, step: int, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Do what `sample` does without waiting for the device, from the likeliest tokens alone.
+
+    Args:
+        logits: as of `sample`.
+        row_keys: as of `sample`.
+        step: as of `sample`.
+        sampling: the distribution.
+
+    Returns:
+        (B,) int64 token ids; and (B,) bool, True where they are those of `sample`: where the
+        nucleus is known to lie among the tokens looked at.
+    """
+    scaled = _scaled(logits, sampling)
+    token_ids, kept, is_whole = _nucleus_among(
+        scaled.softmax(-1), min(_NUM_LIKELIEST[-1], scaled.shape[-1]), limit=_limit(sampling.top_p)
+    )
+    return _drawn(scaled, token_ids, kept, row_keys=row_keys, step=step), is_whole
+
+
+def _scaled(logits: Tensor, sampling: Sampling) -> Tensor:
+    scaled = logits.float()
+    if sampling.temperature != 1:
+        scaled = scaled / sampling.temperature
+    return _only_top_k(scaled, sampling.top_k) if sampling.top_k else scaled
+
+
+def _drawn(
+    scaled: Tensor, token_ids: Tensor, kept: Tensor, *, row_keys: Tensor, step: int
+) -> Tensor:
     noisy = scaled.gather(1, token_ids) + gumbel(row_keys, step=step, token_ids=token_ids)
     best = noisy.masked_fill(~kept, -torch.inf).argmax(-1, keepdim=True)
     return token_ids.gather(1, best)[:, 0]
@@ -122,19 +157,73 @@ def nucleus(logits: Tensor, *, top_p: float) -> tuple[Tensor, Tensor]:
     """
     num_tokens = logits.shape[-1]
     assert num_tokens <= 2**_TOKEN_BITS, f"the vocabulary has {num_tokens} tokens"
-    probabilities = logits.softmax(-1)
-    limit = int(top_p * 2**_PROBABILITY_BITS)
-    if num_tokens > _NUM_LIKELIEST:
-        likeliest, token_ids = probabilities.topk(_NUM_LIKELIEST, dim=-1)
-        quantised, token_ids = _ranked(likeliest, token_ids)
-        # Which of several equal tokens topk leaves out is its own affair, so the nucleus has to be
+    probabilities, limit = logits.softmax(-1), _limit(top_p)
+    for count in _NUM_LIKELIEST:
+        if count < num_tokens:
+            token_ids, kept, is_whole = _nucleus_among(probabilities, count, limit=limit)
+            if bool(is_whole.all()):
+                return token_ids, kept
+    return _nucleus_among(probabilities, num_tokens, limit=limit)[:2]
+
+
+def _limit(top_p: float) -> int:
+    return int(top_p * 2**_PROBABILITY_BITS)
+
+
+def _nucleus_among(
+    probabilities: Tensor, count: int, *, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Look for the nucleus among so many of the likeliest tokens.
+
+    Args:
+        probabilities: (B, V).
+        count: C, at most V.
+        limit: that the nucleus reaches, in units of 2**-_PROBABILITY_BITS.
+
+    Returns:
+        As of `nucleus`; and (B,) bool, True where the nucleus is certainly whole.
+    """
+    num_tokens = probabilities.shape[-1]
+    if count == num_tokens:
+        every_id = torch.arange(num_tokens, device=probabilities.device)
+        quantised, token_ids = _ranked(probabilities, every_id.expand_as(probabilities))
+        is_whole = torch.ones_like(quantised[:, 0], dtype=torch.bool)
+    else:
+        quantised, token_ids = _ranked(*_top(probabilities, count))
+        # Which of several equal tokens are among the likeliest is chance, so the nucleus has to be
         # full without those that equal the last.
         above = quantised.masked_fill(quantised == quantised[:, -1:], 0).sum(-1)
-        if bool((above >= limit).all()):
-            return token_ids, quantised.cumsum(-1) - quantised < limit
-    every_id = torch.arange(num_tokens, device=logits.device).expand_as(probabilities)
-    quantised, token_ids = _ranked(probabilities, every_id)
-    return token_ids, quantised.cumsum(-1) - quantised < limit
+        is_whole = above >= limit
+    return token_ids, quantised.cumsum(-1) - quantised < limit, is_whole
+
+
+def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the largest values of each row, faster than `topk` does in long rows.
+
+    The `count` largest are among the members of the `count` groups whose largest members are
+    largest: each of these groups has a member that is no less than any outside of them.
+
+    Args:
+        values: (B, V).
+        count: at most V.
+
+    Returns:
+        (B, count) values, the largest first, and (B, count) int64, where they stand. Which of
+        several that equal the last are left out is chance.
+    """
+    num_groups = values.shape[1] // _GROUP_SIZE
+    if num_groups <= count:
+        return values.topk(count, dim=-1)
+    # A group's members lie num_groups apart, so that one pass over whole rows finds their maxima.
+    whole = values[:, : num_groups * _GROUP_SIZE]
+    grouped = whole.view(len(values), _GROUP_SIZE, num_groups)
+    best = grouped.amax(1).topk(count, dim=-1, sorted=False).indices  # (B, count)
+    firsts = torch.arange(_GROUP_SIZE, device=values.device) * num_groups
+    members = (best[:, None] + firsts[:, None]).flatten(1)  # (B, _GROUP_SIZE * count)
+    rest = torch.arange(num_groups * _GROUP_SIZE, values.shape[1], device=values.device)
+    members = torch.cat([members, rest.expand(len(values), -1)], dim=1)
+    found = values.gather(1, members).topk(count, dim=-1)
+    return found.values, members.gather(1, found.indices)
 
 
 def _ranked(probabilities: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +239,7 @@ def _ranked(probabilities: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _only_top_k(logits: Tensor, top_k: int) -> Tensor:
-    least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+    least = _top(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
     return logits.masked_fill(logits < least, -torch.inf)
 
 

@@ -22,9 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capfilt_blip.attention import KV, Attention, FeedForward, Memory, drop
+from capfilt_blip.attention import Attention, FeedForward, Memory, SelfAttention, Source, drop
 from capfilt_blip.config import TextConfig
 from capfilt_blip.recompute import layer_calls
+
+_FOLDED_QUERIES = {"cpu": 32, "cuda": 128}
+"""From so many on, keys and values pay. On a CPU, where products of few rows run at half speed, 32
+of 64 (D / H). On a GPU by arithmetic: decoding is bound by what it moves, 21 MB per image."""
 
 
 class TextStack(nn.Module):
@@ -60,6 +64,21 @@ class TextStack(nn.Module):
         """
         layers = [layer.cross_attention.project(embeds) for layer in self._text_layers()]
         return Memory(layers=layers, mask=mask)
+
+    def memory_for(self, embeds: Tensor, *, num_queries: int) -> Memory:
+        """Choose what cross-attention reads of images, by how often they are read.
+
+        Keys and values cost 4 P Dm D operations for each image and layer, and a query reads them
+        for 4 P D. A query that reads the tokens themselves takes 4 P Dm H, and no keys and values
+        are needed: cheaper for fewer than D / H queries, and 24 times less to keep and to move.
+
+        Args:
+            embeds: (I, P, width of the image tokens), from the vision transformer.
+            num_queries: text tokens that will read each image, over all texts and steps.
+        """
+        if num_queries >= _FOLDED_QUERIES.get(embeds.device.type, _FOLDED_QUERIES["cpu"]):
+            return self.project_memory(embeds)
+        return Memory(layers=[embeds] * len(self.layers))
 
     def encode(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Read texts on their own.
@@ -158,20 +177,25 @@ class TextStack(nn.Module):
         """
         assert position == 0 or token_ids.shape[1] == 1, "only a prompt may hold several tokens"
         hidden: Tensor = self.embeddings(token_ids, position=position)
+        visible = memory.visible
         layers = zip(self._text_layers(), cache, memory.layers, strict=True)
-        for layer, layer_cache, kv in layers:
+        for layer, layer_cache, source in layers:
             hidden = layer.step(
-                hidden, position=position, cache=layer_cache, kv=kv, kv_visible=memory.visible
+                hidden,
+                position=position,
+                cache=layer_cache,
+                source=source,
+                source_visible=visible,
             )
         return hidden[:, -1]
 
     def read_prompt(
-        self, prompt_ids: Sequence[int], *, num_texts: int, num_tokens: int, memory: Memory
+        self, prompt_ids: Sequence[int] | Tensor, *, num_texts: int, num_tokens: int, memory: Memory
     ) -> tuple[Tensor, Tensor]:
         """Read the prompt that all texts begin with, once for each image.
 
         Args:
-            prompt_ids: tokens of the prompt.
+            prompt_ids: tokens of the prompt, (L,) if they are a tensor.
             num_texts: B; the texts of one image will follow each other.
             num_tokens: tokens of each text that the cache must have room for, the prompt's too.
             memory: of I images.
@@ -180,7 +204,7 @@ class TextStack(nn.Module):
             (B, D), the hidden state of the prompt's last token; and the cache for `step`.
         """
         num_images, length = len(memory), len(prompt_ids)
-        prompts = torch.tensor(prompt_ids, device=memory.device).expand(num_images, length)
+        prompts = torch.as_tensor(prompt_ids, device=memory.device).expand(num_images, length)
         read = self.new_cache(num_texts=num_images, num_tokens=length)
         hidden = self.step(prompts, position=0, cache=read, memory=memory)
         cache = self.new_cache(num_texts=num_texts, num_tokens=num_tokens)
@@ -197,12 +221,14 @@ class TextStack(nn.Module):
         num_wanted: int | None = None,
     ) -> Tensor:
         """Go through the layers; of the last one only the first `num_wanted` tokens."""
-        kvs = [None] * len(self.layers) if memory is None else memory.layers
-        kv_visible = None if memory is None else memory.visible
+        sources = [None] * len(self.layers) if memory is None else memory.layers
+        seen = None if memory is None else memory.visible
         calls = layer_calls(self.layers, num_recomputed=self.num_recomputed, training=self.training)
         wanted = [None] * (len(calls) - 1) + [num_wanted]
-        for call, kv, count in zip(calls, kvs, wanted, strict=True):
-            hidden = call(hidden, visible=visible, kv=kv, kv_visible=kv_visible, num_wanted=count)
+        for call, source, count in zip(calls, sources, wanted, strict=True):
+            hidden = call(
+                hidden, visible=visible, source=source, source_visible=seen, num_wanted=count
+            )
         return hidden
 
     def _text_layers(self) -> list[TextLayer]:
@@ -231,7 +257,7 @@ class TextLayer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.self_attention = Attention(config, memory_width=config.width)
+        self.self_attention = SelfAttention(config)
         self.cross_attention = Attention(config, memory_width=config.image_width)
         self.feed_forward = FeedForward(config)
 
@@ -240,8 +266,8 @@ class TextLayer(nn.Module):
         hidden: Tensor,
         *,
         visible: Tensor,
-        kv: KV | None,
-        kv_visible: Tensor | None,
+        source: Source | None,
+        source_visible: Tensor | None,
         num_wanted: int | None = None,
     ) -> Tensor:
         """Map (B, L, D) to (B, L, D), or to the first so many tokens of it.
@@ -249,21 +275,24 @@ class TextLayer(nn.Module):
         Args:
             hidden: (B, L, D).
             visible: bool, broadcastable to (B, H, L, L): True where the row may see the column.
-            kv: this layer's keys and values of the images; None leaves cross-attention out.
-            kv_visible: (I, 1, 1, P) bool, which of these may be seen; None is all.
-            num_wanted: tokens to compute, from the first on; None is all. `visible` must be the
-                same for all rows then.
+            source: what this layer reads of the images; None leaves cross-attention out.
+            source_visible: (I, 1, 1, P) bool, which of their tokens may be seen; None is all.
+            num_wanted: tokens to compute, from the first on; see `SelfAttention`.
         """
-        hidden = self.self_attention(
-            hidden[:, :num_wanted], kv=self.self_attention.project(hidden), visible=visible
-        )
-        if kv is not None:
-            hidden = self.cross_attention(hidden, kv=kv, visible=kv_visible)
+        hidden = self.self_attention(hidden, visible=visible, num_wanted=num_wanted)
+        if source is not None:
+            hidden = self.cross_attention(hidden, source=source, visible=source_visible)
         out: Tensor = self.feed_forward(hidden)
         return out
 
     def step(
-        self, hidden: Tensor, *, position: int, cache: Tensor, kv: KV, kv_visible: Tensor | None
+        self,
+        hidden: Tensor,
+        *,
+        position: int,
+        cache: Tensor,
+        source: Source,
+        source_visible: Tensor | None,
     ) -> Tensor:
         """Map (B, L, D), the tokens from `position` on, to (B, L, D).
 
@@ -271,15 +300,11 @@ class TextLayer(nn.Module):
             hidden: (B, L, D), L > 1 only at position 0.
             position: tokens that the cache holds already.
             cache: (2, B, H, room, D/H), keys and values; those of these tokens are written into it.
-            kv: this layer's keys and values of the images.
-            kv_visible: (I, 1, 1, P) bool, which of these may be seen; None is all.
+            source: what this layer reads of the images.
+            source_visible: (I, 1, 1, P) bool, which of their tokens may be seen; None is all.
         """
-        L = hidden.shape[1]
-        seen = cache[:, :, :, : position + L]
-        seen[0, :, :, position:], seen[1, :, :, position:] = self.self_attention.project(hidden)
-        visible = hidden.new_ones(L, L, dtype=torch.bool).tril() if L > 1 else None
-        hidden = self.self_attention(hidden, kv=(seen[0], seen[1]), visible=visible)
-        hidden = self.cross_attention(hidden, kv=kv, visible=kv_visible)
+        hidden = self.self_attention.step(hidden, position=position, cache=cache)
+        hidden = self.cross_attention(hidden, source=source, visible=source_visible)
         out: Tensor = self.feed_forward(hidden)
         return out
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -78,13 +79,29 @@ def fixed_batches(images: Tensor, *, batch_size: int) -> Iterator[Tensor]:
         batch_size: images in a batch; at least 2 are put in.
 
     Yields:
-        (max(2, batch_size), S, S, 3), in order.
+        (max(2, batch_size), S, S, 3), in order; a full batch is a view of `images`.
     """
     batch_size = max(2, batch_size)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        filler = batch[:1].expand(batch_size - len(batch), -1, -1, -1)
-        yield torch.cat([batch, filler])
+        if len(batch) < batch_size:
+            filler = batch[:1].expand(batch_size - len(batch), -1, -1, -1)
+            batch = torch.cat([batch, filler])
+        yield batch
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Bring images to the model; bytes travel, floats are made where they are needed.
+
+    Args:
+        images: (B, S, S, 3) uint8. From pinned memory the device fetches them by itself; they may
+            be changed again once a result that depends on them has been read.
+        device: of the model.
+
+    Returns:
+        The same on the device.
+    """
+    return images.to(device, non_blocking=images.is_pinned())
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -110,6 +127,7 @@ def random_resized_crops(
 ) -> Tensor:
     """Cut a random part out of each image and blow it up to the whole size, for training.
 
+    One generator draws for all, in their order; `augment.augment` draws for each image by its key.
     BLIP keeps at least 0.2 of the area in pre-training and 0.5 in finetuning, and mirrors every
     second image. Mirroring is off here because it makes "left of" and "right of" false.
 
@@ -122,24 +140,68 @@ def random_resized_crops(
     Returns:
         (B, S, S, 3) uint8.
     """
-    crops = [_random_crop(image, generator=generator, min_area=min_area) for image in images]
+    crops = []
+    for image in images:
+        draws = torch.rand(4, generator=generator).tolist()
+        window = crop_window(draws, side_px=image.shape[0], min_area=min_area)
+        crops.append(resized_crop(image, window))
     flips = torch.rand(len(crops), generator=generator) < flip_probability
     return torch.stack(
         [crop.flip(1) if flip else crop for crop, flip in zip(crops, flips, strict=True)]
     )
 
 
-def _random_crop(image: Tensor, *, generator: torch.Generator, min_area: float) -> Tensor:
-    side = image.shape[0]
-    area, log_ratio, left, top = torch.rand(4, generator=generator).tolist()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A part of an image, in whole pixels."""
+
+    left_px: int
+    top_px: int
+    width_px: int
+    height_px: int
+
+
+def crop_window(draws: Sequence[float], *, side_px: int, min_area: float) -> Window:
+    """Choose a part of a square image, as torchvision's RandomResizedCrop does.
+
+    Its area is even between the least and the whole, its aspect ratio even between 3/4 and 4/3 on a
+    log scale; what would be wider or higher than the image is cut.
+
+    Args:
+        draws: four numbers in [0, 1): for area, aspect ratio, left and top.
+        side_px: S.
+        min_area: smallest part of the area, in (0, 1].
+    """
+    area, log_ratio, left, top = draws
     area = min_area + (1 - min_area) * area
-    # Aspect ratios 3/4 to 4/3, even on a log scale, as in torchvision's RandomResizedCrop.
     ratio = math.exp((2 * log_ratio - 1) * math.log(4 / 3))
-    width = min(side, max(1, round(side * math.sqrt(area * ratio))))
-    height = min(side, max(1, round(side * math.sqrt(area / ratio))))
-    left_px, top_px = int(left * (side - width + 1)), int(top * (side - height + 1))
-    crop = image[top_px : top_px + height, left_px : left_px + width].permute(2, 0, 1)[None].float()
+    width = min(side_px, max(1, round(side_px * math.sqrt(area * ratio))))
+    height = min(side_px, max(1, round(side_px * math.sqrt(area / ratio))))
+    return Window(
+        left_px=int(left * (side_px - width + 1)),
+        top_px=int(top * (side_px - height + 1)),
+        width_px=width,
+        height_px=height,
+    )
+
+
+def resized_crop(image: Tensor, window: Window) -> Tensor:
+    """Blow a part of an image up to the whole size, bicubically.
+
+    In bytes: four times as fast as in floats, and nearer to Pillow, which BLIP's crops come from.
+
+    Args:
+        image: (S, S, 3) uint8.
+        window: lies in the image.
+
+    Returns:
+        (S, S, 3) uint8.
+    """
+    side = image.shape[0]
+    rows = slice(window.top_px, window.top_px + window.height_px)
+    columns = slice(window.left_px, window.left_px + window.width_px)
+    crop = image[rows, columns].permute(2, 0, 1)[None]  # (1, 3, height, width)
     crop = F.interpolate(
         crop, size=(side, side), mode="bicubic", align_corners=False, antialias=True
     )
-    return crop[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+    return crop[0].permute(1, 2, 0)

@@ -48,7 +48,7 @@ def logprobs_of(captioner: BlipCaptioner, memory: Memory, ids: Tensor) -> Tensor
 def test_as_many_beams_as_tokens_find_the_best_of_all_texts(
     captioner: BlipCaptioner, length_penalty: float
 ) -> None:
-    captioner.lm_head.bias.data[SEP] += 8
+    captioner.lm_head.bias.data[SEP] += 9
     memory, size = memory_of(captioner, num_images=1), captioner.config.text.vocab_size
     prompts = torch.tensor(prompt_of(captioner)).repeat(size, 1)
     every = torch.cat([prompts, torch.arange(size)[:, None]], 1)
@@ -104,7 +104,9 @@ def test_the_beams_of_an_image_share_its_keys_and_values(captioner: BlipCaptione
     memory, read = memory_of(captioner), set()
     for layer in captioner.text_decoder.layers:
         layer.cross_attention.register_forward_pre_hook(
-            lambda _module, _args, kwargs: read.update(part.data_ptr() for part in kwargs["kv"]),
+            lambda _module, _args, kwargs: read.update(
+                part.data_ptr() for part in kwargs["source"]
+            ),
             with_kwargs=True,
         )
     searched(captioner, memory)

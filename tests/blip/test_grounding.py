@@ -28,13 +28,12 @@ def tokens(box_tokenizer: Tokenizer) -> BoxTokens:
 def slow_attention(query: Tensor, memory: Tensor, heads: torch.nn.Module) -> Tensor:
     """One head after the other, every token visible."""
     size = query.shape[-1] // heads.num_heads
-    parts = zip(
-        *(part.split(size, -1) for part in (heads.query(query), heads.key(memory))), strict=True
-    )
-    values = heads.value(memory).split(size, -1)
-    mixed = [
-        (q @ k.mT / size**0.5).softmax(-1) @ v for (q, k), v in zip(parts, values, strict=True)
-    ]
+    if hasattr(heads, "qkv"):
+        maps = heads.qkv(query).chunk(3, -1)
+    else:
+        maps = heads.query(query), heads.key(memory), heads.value(memory)
+    parts = zip(*(part.split(size, -1) for part in maps), strict=True)
+    mixed = [(q @ k.mT / size**0.5).softmax(-1) @ v for q, k, v in parts]
     out: Tensor = heads.out(torch.cat(mixed, -1))
     return out
 

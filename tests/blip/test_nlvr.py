@@ -3,16 +3,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capfilt_blip.attention import MultiHead
+from capfilt_blip.attention import MultiHead, SelfHeads
 from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.nlvr import BlipNlvr, TwinTextStack
 
 
-def slow_heads(heads: MultiHead, tokens: Tensor, memory: Tensor) -> Tensor:
+def slow_heads(heads: MultiHead | SelfHeads, tokens: Tensor, memory: Tensor) -> Tensor:
     """One head after the other, of one text: tokens (L, D), memory (M, Dm)."""
-    size = heads.query.out_features // heads.num_heads
-    query, key, value = heads.query(tokens), heads.key(memory), heads.value(memory)
+    size = heads.out.in_features // heads.num_heads
+    if isinstance(heads, MultiHead):
+        query, key, value = heads.query(tokens), heads.key(memory), heads.value(memory)
+    else:
+        query, key, value = heads.qkv(tokens).chunk(3, -1)
     parts = []
     for head in range(heads.num_heads):
         part = slice(head * size, (head + 1) * size)

@@ -20,7 +20,7 @@ from capfilt_blip.beam import Beams, generate_beams
 from capfilt_blip.blip import BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.decode import Limits, generate_greedy
-from capfilt_blip.files.hf_names import hf_name
+from capfilt_blip.files.hf_names import stored_tensors
 from capfilt_blip.losses import lm_loss
 
 transformers = pytest.importorskip("transformers")
@@ -56,7 +56,7 @@ def twin(ours: BlipCaptioner | BlipMatcher, *, architecture: str) -> Any:
     fields = ours.config.to_hf(architecture=architecture)
     with torch.device("meta"):
         model = getattr(transformers, architecture)(transformers.BlipConfig(**fields))
-    weights = {hf_name(name): weight.data for name, weight in ours.named_parameters()}
+    weights = {name: weight.data for name, weight in stored_tensors(ours).items()}
     found = model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     assert not found.unexpected_keys

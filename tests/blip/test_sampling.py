@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from capfilt_blip.sampling import Sampling, gumbel, nucleus, row_key, sample
+from capfilt_blip.sampling import (
+    Sampling,
+    _top,
+    gumbel,
+    nucleus,
+    row_key,
+    sample,
+    sample_from_likeliest,
+)
 
 MASK = 2**64 - 1
 
@@ -170,3 +178,39 @@ def test_a_low_temperature_draws_the_likeliest() -> None:
 def test_an_impossible_distribution_is_refused(wrong: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Sampling(**wrong)
+
+
+def test_the_largest_of_long_rows_are_those_of_topk() -> None:
+    values = torch.randn(3, 3_005)
+    found, places = _top(values, 20)
+    expected = values.topk(20, dim=-1)
+    assert torch.equal(found, expected.values)
+    assert torch.equal(places, expected.indices)
+
+
+def test_the_largest_may_all_lie_in_one_group_or_behind_the_last() -> None:
+    num_groups = 3_005 // 16
+    one_group = torch.arange(16) * num_groups + 5
+    behind = torch.arange(16 * num_groups, 3_005)
+    for places in (one_group, behind):
+        values = torch.zeros(1, 3_005)
+        values[0, places] = torch.arange(1.0, len(places) + 1)
+        assert _top(values, len(places))[1][0].flip(0).tolist() == places.tolist()
+
+
+@pytest.mark.parametrize("num_equal", [63, 64, 65, 512, 600])
+def test_a_nucleus_that_ends_among_equals_takes_the_lowest_ids(num_equal: int) -> None:
+    logits = torch.full((1, 20_000), -30.0)
+    logits[0, 7 : 7 + num_equal] = 5.0
+    token_ids, kept = nucleus(logits, top_p=0.5)
+    assert sorted(token_ids[0][kept[0]].tolist()) == [*range(7, 7 + math.ceil(num_equal / 2))]
+
+
+def test_a_draw_from_the_likeliest_is_exact_where_it_says_so() -> None:
+    # From flat rows, whose nuclei are larger than the list, to peaked ones.
+    scales = torch.linspace(0.1, 8, 40)[:, None]
+    logits, row_keys = torch.randn(40, 4_000) * scales, keys(40)
+    exact = sample(logits, row_keys=row_keys, step=2, sampling=Sampling())
+    drawn, is_exact = sample_from_likeliest(logits, row_keys=row_keys, step=2, sampling=Sampling())
+    assert torch.equal(drawn[is_exact], exact[is_exact])
+    assert is_exact[-1] and not is_exact[0]

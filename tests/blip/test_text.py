@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capfilt_blip.attention import Attention
+from capfilt_blip.attention import Attention, Memory
 from capfilt_blip.config import TextConfig
 from capfilt_blip.text import LanguageModelHead, TextStack
 
@@ -47,7 +47,7 @@ def test_attention_equals_torchs_own() -> None:
     )
     hidden, memory = torch.randn(3, 5, 32), torch.randn(3, 7, 24)
     expected = ours.norm(hidden + theirs(hidden, memory, memory)[0])
-    torch.testing.assert_close(ours(hidden, kv=ours.project(memory)), expected)
+    torch.testing.assert_close(ours(hidden, source=ours.project(memory)), expected)
 
 
 @pytest.mark.parametrize("mode", ["encode", "fuse", "decode"])
@@ -103,10 +103,10 @@ def test_the_place_in_the_batch_changes_no_bit_on_two_threads(num_queries: int) 
     wide = dataclasses.replace(CONFIG, width=256, num_heads=4, image_width=256)
     attention = Attention(wide, memory_width=256).eval()
     hidden, memory = torch.randn(8, num_queries, 256), torch.randn(8, 65, 256)
-    expected = attention(hidden, kv=attention.project(memory))
+    expected = attention(hidden, source=attention.project(memory))
     for _ in range(5):
         order = torch.randperm(8)
-        found = attention(hidden[order], kv=attention.project(memory[order]))
+        found = attention(hidden[order], source=attention.project(memory[order]))
         assert torch.equal(found, expected[order])
 
 
@@ -168,3 +168,42 @@ def test_a_prompt_read_once_serves_all_texts_of_an_image(stack: TextStack) -> No
     expected = stack.step(prompts, position=0, cache=own, memory=image)
     torch.testing.assert_close(hidden, expected)
     torch.testing.assert_close(cache, own)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("texts_each", [1, 3])
+def test_tokens_read_as_they_are_give_what_keys_and_values_give(
+    stack: TextStack, texts_each: int, with_mask: bool
+) -> None:
+    stack = stack.double()
+    embeds = torch.randn(2, 9, 24, dtype=torch.float64)
+    mask = torch.arange(9) < torch.tensor([[9], [5]]) if with_mask else None
+    projected = stack.project_memory(embeds, mask=mask)
+    folded = Memory(layers=[embeds] * len(stack.layers), mask=mask)
+    ids, text_mask = texts(num_texts=2 * texts_each)
+    expected = stack.decode(ids, text_mask, projected)
+    torch.testing.assert_close(stack.decode(ids, text_mask, folded), expected)
+
+
+def test_images_that_are_read_seldom_get_no_keys_and_values(stack: TextStack) -> None:
+    embeds = torch.randn(3, 9, 24)
+    seldom = stack.memory_for(embeds, num_queries=31)
+    assert all(source is embeds for source in seldom.layers) and len(seldom) == 3
+    assert isinstance(stack.memory_for(embeds, num_queries=32).layers[0], tuple)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("num_tokens", [17, 65, 145])
+def test_the_place_in_the_batch_changes_no_bit_of_a_folded_read(
+    num_tokens: int, num_threads: int
+) -> None:
+    torch.set_num_threads(num_threads)
+    wide = dataclasses.replace(CONFIG, width=256, num_heads=4, image_width=256)
+    attention = Attention(wide, memory_width=256).eval()
+    hidden, tokens = torch.randn(8, 1, 256), torch.randn(8, num_tokens, 256)
+    expected = attention(hidden, source=tokens)
+    for _ in range(5):
+        order = torch.randperm(8)
+        assert torch.equal(attention(hidden[order], source=tokens[order]), expected[order])

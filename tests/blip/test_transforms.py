@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from capfilt_blip.transforms import fixed_batches, normalise, random_resized_crops, to_uint8
+from capfilt_blip.transforms import (
+    fixed_batches,
+    normalise,
+    random_resized_crops,
+    to_device,
+    to_uint8,
+)
 
 
 def test_normalised_white_and_black_are_those_of_clip() -> None:
@@ -68,6 +74,18 @@ def test_the_last_batch_repeats_its_first_image() -> None:
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 2, 2, 3)
     *_, last = fixed_batches(images, batch_size=3)
     assert last[:, 0, 0, 0].tolist() == [3, 4, 3]
+
+
+def test_a_full_batch_is_not_copied_so_that_pinned_memory_stays_pinned() -> None:
+    images = torch.zeros((5, 2, 2, 3), dtype=torch.uint8)
+    first, _ = fixed_batches(images, batch_size=3)
+    assert first.data_ptr() == images.data_ptr()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_pinned_images_arrive_on_the_gpu_as_they_were() -> None:
+    images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8).pin_memory()
+    assert torch.equal(to_device(images, torch.device("cuda")).cpu(), images)
 
 
 def test_crops_depend_on_the_generator_alone() -> None:

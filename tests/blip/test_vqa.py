@@ -6,17 +6,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capfilt_blip.attention import MultiHead
+from capfilt_blip.attention import MultiHead, SelfHeads
 from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.text import TextStack
 from capfilt_blip.vqa import BlipVqa
 
 
-def slow_heads(heads: MultiHead, tokens: Tensor, memory: Tensor, visible: Tensor) -> Tensor:
+def three_maps(
+    heads: MultiHead | SelfHeads, tokens: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if isinstance(heads, MultiHead):
+        return heads.query(tokens), heads.key(memory), heads.value(memory)
+    query, key, value = heads.qkv(tokens).chunk(3, -1)
+    return query, key, value
+
+
+def slow_heads(
+    heads: MultiHead | SelfHeads, tokens: Tensor, memory: Tensor, visible: Tensor
+) -> Tensor:
     """One head after the other, of one text: tokens (L, D), memory (M, Dm), visible (L, M)."""
-    size = heads.query.out_features // heads.num_heads
-    query, key, value = heads.query(tokens), heads.key(memory), heads.value(memory)
+    size = heads.out.in_features // heads.num_heads
+    query, key, value = three_maps(heads, tokens, memory)
     parts = []
     for head in range(heads.num_heads):
         part = slice(head * size, (head + 1) * size)

@@ -3,14 +3,18 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import random
+import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from capfilt.errors import ShardError
-from capfilt.io.shards import open_shard
-from capfilt.io.tar import write_tar
+from capfilt.io.shards import COPY_BYTES, open_shard
+from capfilt.io.tar import TarDamage, write_tar
 
 
 @pytest.fixture
@@ -62,6 +66,82 @@ def test_the_members_of_a_shard_are_found_each_time_they_are_asked_for(path: Pat
             m.name: shard.read(offset=m.offset, num_bytes=m.num_bytes) for m in shard.members()
         }
         assert found == {"a.jpg": b"image", "a.txt": b"text"}
+
+
+def test_a_shard_may_be_scanned_twice_at_once(path: Path) -> None:
+    path.write_bytes(write_tar([(f"{n}.jpg", bytes(9_000)) for n in range(20)]))
+    shard = open_shard(str(path))
+    pairs = list(zip(shard.members(), shard.members(), strict=True))
+    assert [one.name for one, _ in pairs] == [f"{n}.jpg" for n in range(20)]
+    assert all(one == other for one, other in pairs)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5_000, 100_000, 185_000])
+def test_a_shard_cut_while_it_is_scanned_is_damage(path: Path, num_bytes: int) -> None:
+    path.write_bytes(write_tar([(f"{n}.jpg", bytes(9_000)) for n in range(20)]))
+    shard = open_shard(str(path))
+    members = shard.members()
+    next(members)
+    os.truncate(path, num_bytes)
+    with pytest.raises(TarDamage, match="the file was cut"):
+        list(members)
+
+
+def test_a_shard_cut_after_it_was_scanned_gives_fewer_bytes(path: Path) -> None:
+    """A mapped file would end the process here."""
+    path.write_bytes(write_tar([("a.jpg", b"j" * 50_000)]))
+    shard = open_shard(str(path))
+    [member] = shard.members()
+    os.truncate(path, 10_000)
+    assert shard.read(offset=member.offset, num_bytes=member.num_bytes) == b"j" * 9_488
+
+
+def test_any_sample_is_at_hand_once_a_shard_is_scanned(path: Path) -> None:
+    path.write_bytes(write_tar([(f"{n:04d}.jpg", b"%04d" % n * 2_000) for n in range(2_000)]))
+    shard = open_shard(str(path))
+    members, times = list(shard.members()), []
+    for number in random.Random(0).sample(range(2_000), 100):
+        start = time.thread_time()
+        payload = shard.read(offset=members[number].offset, num_bytes=8_000)
+        times.append(time.thread_time() - start)
+        assert payload == b"%04d" % number * 2_000
+    assert max(times) < 0.010
+
+
+class CountedStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A store of one file that counts the ranges asked of it, as S3 and HTTP would see them."""
+
+    protocol = "counted"
+    cachable = False
+    payload: ClassVar[bytes] = b""
+    asked: ClassVar[list[tuple[int, int]]] = []
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.payload), "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> CountedFile:
+        return CountedFile(self, path, mode, size=len(self.payload))
+
+
+class CountedFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        CountedStore.asked.append((start, end))
+        return CountedStore.payload[start:end]
+
+
+def test_a_store_is_asked_for_large_pieces_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (("jpg", 84_000), ("txt", 40))
+    files = [(f"{n:04d}.{e}", bytes(size)) for n in range(250) for e, size in parts]
+    fsspec.register_implementation("counted", CountedStore, clobber=True)
+    monkeypatch.setattr(CountedStore, "payload", write_tar(files))
+    monkeypatch.setattr(CountedStore, "asked", [])
+    shard = open_shard("counted://1.tar")
+    members = list(shard.members())
+    texts = [shard.read(offset=m.offset, num_bytes=m.num_bytes) for m in members[1::2]]
+    assert texts == [bytes(40)] * 250
+    size, asked = len(CountedStore.payload), CountedStore.asked
+    assert len(asked) <= -(-size // COPY_BYTES)
+    assert sum(end - start for start, end in asked) == size
 
 
 def test_a_disk_that_fails_is_the_shards_error_and_no_sample_is_blamed(path: Path) -> None:

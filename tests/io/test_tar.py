@@ -21,9 +21,11 @@ from capfilt.io.tar import (
     TarDamage,
     group_samples,
     scan,
+    scan_at,
     split_name,
     write_tar,
 )
+from capfilt.io.ustar import KnownHeaders
 
 FILES = [("a.jpg", b"j" * 700), ("a.txt", b"one"), ("b.jpg", b""), ("b.txt", b"t" * 512)]
 CLOSING = bytes(1024)
@@ -362,6 +364,69 @@ def test_scanning_agrees_with_tarfile(large: bytes) -> None:
     with tarfile.open(fileobj=io.BytesIO(large)) as archive:
         expected = [(info.name, info.offset_data, info.size) for info in archive]
     assert [(m.name, m.offset, m.num_bytes) for m in members(large)] == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([512 * n for n in range(0, 14)]), st.integers(0, 511), st.integers(0, 255))
+def test_remembering_headers_changes_nothing(block: int, at: int, byte: int) -> None:
+    plain = write_tar(FILES) if at % 2 else made_by_tarfile(FILES, form=tarfile.PAX_FORMAT)
+    changed = plain[: block + at] + bytes([byte]) + plain[block + at + 1 :]
+    one = changed[block : block + 512]
+    total = sum(one[:148]) + sum(one[156:]) + 8 * 32
+    payload = changed[: block + 148] + b"%06o\0 " % total + changed[block + 156 :]
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(KnownHeaders, "read", lambda self, block: None)
+        expected, expected_damage = until_damage(payload)
+    found, damage = until_damage(payload)
+    assert found == expected
+    assert str(damage) == str(expected_damage)
+
+
+def test_files_whose_records_hold_only_a_time_are_read_quickly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As webdataset writes them: PAX records before every member."""
+    careful = []
+    frombuf = tarfile.TarInfo.frombuf
+    monkeypatch.setattr(
+        tarfile.TarInfo, "frombuf", lambda *args: careful.append(args) or frombuf(*args)
+    )
+    payload = b""
+    for number in range(50):
+        info = tarfile.TarInfo(f"{number}.txt")
+        info.size, info.mtime = 3, 1_700_000_000.5 + number
+        payload += info.tobuf(tarfile.PAX_FORMAT) + padded(b"abc")
+    assert contents(payload + CLOSING) == [(f"{number}.txt", b"abc") for number in range(50)]
+    assert len(careful) == 2  # the first records and the first file
+
+
+def test_small_members_cost_no_read_of_their_own() -> None:
+    files = [
+        (f"{number:03d}.{extension}", bytes(size))
+        for number in range(100)
+        for extension, size in (("jpg", 20_000), ("txt", 40), ("json", 300))
+    ]
+    payload, asked = write_tar(files), []
+
+    def read_at(position: int, num_bytes: int) -> bytes:
+        asked.append(num_bytes)
+        return payload[position : position + num_bytes]
+
+    assert len(list(scan_at(read_at, end=len(payload)))) == 300
+    assert len(asked) <= 100 + 4  # one between two images, and the end
+    assert sum(asked[:100]) < len(payload) / 4
+
+
+def test_a_file_whose_padding_is_cut_while_it_is_read_is_damage() -> None:
+    payload = write_tar(FILES) + bytes(9216)
+    left = payload[:-9000]
+
+    def read_at(position: int, num_bytes: int) -> bytes:
+        return left[position : position + num_bytes]
+
+    with pytest.raises(TarDamage, match="cut while it was read") as damage:
+        list(scan_at(read_at, end=len(payload)))
+    assert damage.value.at_byte == len(left)
 
 
 def test_no_code_here_extracts_or_unpickles() -> None:

@@ -28,7 +28,7 @@ class DoublingJob:
     resources: Resources = field(default_factory=lambda: Resources(num_cpus=0.5))
     on_row: Mapping[int, str] = field(
         default_factory=dict
-    )  # row -> "kill", "raise", "exit", "hang"
+    )  # row -> "kill", "raise", "exhaust", "exit", "hang"
     on_build: str | None = None
     unreadable: frozenset[int] = frozenset()  # shards
     wait_for: str | None = None  # a file; for jobs that wait for one
@@ -104,6 +104,8 @@ def misbehave(how: str | None, row: int = 0) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
             raise ValueError(f"row {row} is bad")
+        case "exhaust":
+            raise MemoryError
         case "exit":
             sys.exit(3)
         case "hang":

@@ -57,6 +57,31 @@ def test_the_next_shard_is_read_while_the_worker_is_busy(tmp_path: Path):
         assert all(isinstance(call.result(timeout=10), ShardReport) for call in calls)
 
 
+def test_a_shard_is_committed_while_the_next_one_has_its_turn(tmp_path: Path):
+    job = CommitMeetingJob(folder=tmp_path, meeting=threading.Barrier(2))
+    actor = built(job)
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        calls = [threads.submit(actor.carry_out, n, Run(shard=n)) for n in range(2)]
+        assert all(isinstance(call.result(timeout=10), ShardReport) for call in calls)
+
+
+def test_the_worker_may_begin_with_the_next_shard_before_its_turn(tmp_path: Path):
+    job = PreparingJob(folder=tmp_path, meeting=threading.Barrier(2))
+    actor = built(job)
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        calls = [threads.submit(actor.carry_out, n, Run(shard=n)) for n in range(2)]
+        assert all(isinstance(call.result(timeout=10), ShardReport) for call in calls)
+    assert job.rows(1) == [200, 202, 204, 206]
+
+
+def test_a_shard_with_rows_left_out_is_not_prepared(tmp_path: Path):
+    why = Quarantine(reason=Reason.KILLED_WORKER, detail="died")
+    actor = built(PreparingJob(folder=tmp_path, meeting=threading.Barrier(2)))
+    outcome = actor.carry_out(0, Run(shard=1, excluded={0: why}))  # prepare would wait for company
+    assert isinstance(outcome, ShardReport)
+    assert outcome.kept == 3
+
+
 def test_a_shard_that_cannot_be_read_passes_its_turn_on(tmp_path: Path):
     actor = built(DoublingJob(folder=tmp_path, unreadable=frozenset({0})))
     assert isinstance(actor.carry_out(0, Run(shard=0)), ShardError)
@@ -73,6 +98,13 @@ def test_a_disk_that_fails_while_a_shard_is_read_is_the_shards_error(tmp_path: P
 def test_an_exception_of_the_worker_is_returned_in_one_line(tmp_path: Path):
     outcome = built(DoublingJob(folder=tmp_path, on_row={0: "raise"})).carry_out(0, Run(shard=0))
     assert outcome == Quarantine(reason=Reason.WORKER_ERROR, detail="ValueError: row 0 is bad")
+
+
+def test_memory_that_runs_out_is_an_error_of_the_run_and_no_rows_fault(tmp_path: Path):
+    outcome = built(DoublingJob(folder=tmp_path, on_row={0: "exhaust"})).carry_out(0, Run(shard=0))
+    assert isinstance(outcome, CapfiltError)
+    assert not isinstance(outcome, ShardError)  # which the dispatcher would answer by going on
+    assert str(outcome).startswith("stage first, shard 0: the worker ran out of memory")
 
 
 def test_a_worker_that_cannot_be_built_says_why(tmp_path: Path):
@@ -120,9 +152,46 @@ class MeetingJob(DoublingJob):
         return _Worker(lambda rows: (0 in rows and self.meeting.wait(timeout=10), inner(rows))[1])
 
 
+class CommitMeetingJob(MeetingJob):
+    """The commit of shard 0 goes on only when the worker is at shard 1."""
+
+    def fetch(self, shard):
+        return DoublingJob.fetch(self, shard)
+
+    def build_worker(self):
+        inner = DoublingJob.build_worker(self)
+        return _Worker(lambda rows: (100 in rows and self.meeting.wait(timeout=10), inner(rows))[1])
+
+    def commit(self, shard, fetched, outputs):
+        if shard == 0:
+            self.meeting.wait(timeout=10)
+        return super().commit(shard, fetched, outputs)
+
+
+class PreparingJob(MeetingJob):
+    """The worker on shard 0 goes on only when shard 1 is being prepared."""
+
+    def fetch(self, shard):
+        return DoublingJob.fetch(self, shard)
+
+    def build_worker(self):
+        inner = DoublingJob.build_worker(self)
+        worker = _Worker(lambda rows: (0 in rows and self.meeting.wait(timeout=10), inner(rows))[1])
+        worker.prepare = self.prepare
+        return worker
+
+    def prepare(self, rows):
+        if 100 in rows:
+            self.meeting.wait(timeout=10)
+        return rows
+
+
 class _Worker:
     def __init__(self, work) -> None:
         self.work = work
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def __call__(self, inputs):
         return self.work(inputs)

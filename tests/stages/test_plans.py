@@ -37,7 +37,10 @@ OTHER_VALUES: dict[str, object] = {
     "caption.image_size_px": 448,
     "caption.repetition_penalty": 1.1,
     "caption.dtype": "bfloat16",
+    "caption.decode": "fast",
     "score.dtype": "bfloat16",
+    "score.decode": "fast",
+    "score.cascade": {"itc_cos_drop": 0.2, "itc_cos_keep": 0.4},
     "select.policy": "best",
     "select.min_itc_cos": 0.1,
     "select.min_itc_cos_synthetic": 0.1,
@@ -92,6 +95,13 @@ def from_on(first: str) -> set[str]:
 def test_a_field_changes_the_plans_of_its_stage_and_of_those_below(field: str) -> None:
     section = field.partition(".")[0]
     assert changed_stages(changed(field)) == from_on(FIRST_STAGE.get(section, section))
+
+
+@pytest.mark.parametrize("stage", ["caption", "score"])
+def test_exact_decoding_is_not_named_so_that_older_runs_keep_their_plans(stage: str) -> None:
+    options = stage_plans(RECIPE, 0, DIGESTS)[stage].options
+    assert "decode" not in options
+    assert stage_plans(changed(f"{stage}.decode"), 0, DIGESTS)[stage].options["decode"] == "fast"
 
 
 def test_publishing_without_tars_changes_the_plan_of_what_is_published() -> None:
@@ -177,3 +187,16 @@ def test_stages_without_anything_to_do_have_no_plan() -> None:
 def test_every_section_of_the_recipe_is_accounted_for() -> None:
     sections = {name for name, value in RECIPE if isinstance(value, Section)}
     assert sections == {*SECTIONS, "pool"}
+
+
+def test_the_seed_is_in_the_plan_of_scores_only_if_an_audit_is_drawn_by_it() -> None:
+    assert "score" not in changed_itself(RECIPE)
+    cascade = {"cascade": {"itc_cos_drop": 0.2, "itc_cos_keep": 0.4}}
+    assert "score" in changed_itself(with_values("score", cascade))
+
+
+def changed_itself(recipe: Recipe) -> set[str]:
+    """The stages whose own options another seed changes."""
+    other = check_recipe("test", {**recipe.model_dump(), "seed": recipe.seed + 1})
+    before, after = (stage_plans(r, 0, DIGESTS) for r in (recipe, other))
+    return {stage for stage in before if before[stage].options != after[stage].options}

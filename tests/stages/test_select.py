@@ -12,7 +12,7 @@ import pytest
 from capfilt.config import SelectSection
 from capfilt.errors import CapfiltError
 from capfilt.io.parquet import arrow_schema, records_from, table_from
-from capfilt.records import Score, TextSource, Verdict
+from capfilt.records import DecidedBy, Score, TextSource, Verdict
 from capfilt.stages.select import Policy, Thresholds, check_policy, judge
 from capfilt.stages.tables import Source
 
@@ -26,6 +26,7 @@ def score(
     itc: float | None = 0.3,
     text: str | None = "a cat",
     reason: str | None = None,
+    by: DecidedBy | None = None,
 ) -> Score:
     return Score(
         key=key,
@@ -38,6 +39,8 @@ def score(
         num_tokens=2,
         reason=reason,
         detail=None,
+        decided_by=by,
+        audited=itm is not None and by in ("itc_low", "itc_high"),
     )
 
 
@@ -127,6 +130,40 @@ def test_a_policy_that_asks_nothing_is_told_of(caplog: pytest.LogCaptureFixture)
     assert caplog.messages == []
     check_policy(nothing, clip)
     assert caplog.messages[0].startswith("select asks nothing of the texts: set select.min_itc_cos")
+
+
+def test_what_a_cascade_had_itc_decide_stands_for_the_itm_threshold() -> None:
+    found = reasons(
+        score("a", itm=None, by="itc_low"),
+        score("b", itm=None, by="itc_high"),
+        score("c", itm=0.5, by="itm"),
+        score("d", itm=0.4, by="itm"),
+    )
+    assert found == ["itc_clearly_low", None, None, "itm_below_min"]
+
+
+def test_an_audit_changes_no_verdict() -> None:
+    low, high = score("a", itm=0.9, by="itc_low"), score("b", itm=0.1, by="itc_high")
+    assert reasons(low, high) == ["itc_clearly_low", None]
+
+
+def test_a_cascade_s_verdict_counts_only_where_itm_is_asked_for() -> None:
+    texts = score("a", itm=None, by="itc_low"), score("b", itm=0.1, by="itm")
+    assert reasons(*texts, web=Thresholds(min_itm_prob=None)) == [None, None]
+
+
+def test_a_text_that_itc_finds_clearly_high_may_still_be_asked_for_more() -> None:
+    text = score("a", itm=None, itc=0.5, by="itc_high")
+    assert reasons(text, web=Thresholds(min_itc_cos=0.6)) == ["itc_below_min"]
+
+
+def test_the_best_text_of_a_cascade_has_the_highest_cosine() -> None:
+    found = reasons(
+        score("a", "web", itm=0.99, itc=0.3, by="itm"),
+        score("a", "synthetic", itm=None, itc=0.45, by="itc_high"),
+        policy="best",
+    )
+    assert found == ["not_best", None]
 
 
 def test_each_source_has_its_own_thresholds() -> None:

@@ -114,7 +114,7 @@ def test_clip_sees_the_middle_that_transformers_would_show_it(tmp_path: Path) ->
     digest = hashlib.sha256(png.getvalue()).hexdigest()
     source = SourceImage(key="k", payload=png.getvalue(), sha256=digest)
     worker = ScoreWorker(loaded(tmp_path), ImageDecoder(ImageLimits()), batch_images=2)
-    [scored] = worker([ImageToScore(image=source, texts=())])
+    [scored] = worker([ImageToScore(key="k", read_image=lambda: source, texts=())])
     worker.close()
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     with torch.inference_mode():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from capfilt.errors import CheckpointError
-from capfilt.workers.kinds import check_filter, gives_match_probability, is_blip
+from capfilt.workers.kinds import check_dtype, check_filter, gives_match_probability, is_blip
 
 
 def test_a_run_that_recorded_no_kind_used_blip() -> None:
@@ -28,3 +28,14 @@ def test_a_model_that_cannot_be_the_filter_is_refused_with_a_list_of_those_that_
         "blip, clip, metaclip_2, siglip, siglip2"
     )
     check_filter("some/clip", "clip")
+
+
+def test_int8_is_for_blip_alone() -> None:
+    with pytest.raises(CheckpointError) as refused:
+        check_dtype("some/clip", "clip", "int8")
+    assert str(refused.value) == (
+        "some/clip: a model of type 'clip' cannot compute in int8, which is for BLIP; "
+        "set its dtype: float32"
+    )
+    check_dtype("some/clip", "clip", "bfloat16")
+    check_dtype("some/blip", "blip", "int8")

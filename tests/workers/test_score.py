@@ -10,6 +10,7 @@ import pytest
 from capfilt.errors import CheckpointError
 from capfilt.io.images import ImageDecoder, ImageLimits
 from capfilt.workers.batches import SourceImage
+from capfilt.workers.cascade import Cascade
 from capfilt.workers.protocols import TextScores
 from capfilt.workers.score import (
     ImageToScore,
@@ -29,12 +30,11 @@ def text(words: str | None, index: int = 0, *, reason: str | None = None) -> Tex
 
 
 def image_to_score(number: int, *texts: TextToScore) -> ImageToScore:
-    image = planted_shards()[0][number].image
-    payload = b"" if image is None else image[1]
+    planted = planted_shards()[0][number].image
+    payload = b"" if planted is None else planted[1]
     digest = hashlib.sha256(payload).hexdigest()
-    return ImageToScore(
-        image=SourceImage(key=f"{number:032x}", payload=payload, sha256=digest), texts=texts
-    )
+    image = SourceImage(key=f"{number:032x}", payload=payload, sha256=digest)
+    return ImageToScore(key=image.key, read_image=lambda: image, texts=texts)
 
 
 def numbers(
@@ -99,7 +99,7 @@ def test_images_with_any_number_of_texts_share_batches(worker: ScoreWorker) -> N
     ]
     scored = worker(rows)
     assert [len(s.scores) for s in scored] == [3, 0, 1, 1]
-    assert all(s.vector is not None and s.vector.key == r.image.key
+    assert all(s.vector is not None and s.vector.key == r.key
                for s, r in zip(scored, rows, strict=True))  # fmt: skip
     assert len({s.itm_prob for s in scored[0].scores}) == 3
 
@@ -109,6 +109,74 @@ def test_the_order_of_images_changes_no_score(worker: ScoreWorker) -> None:
     forward, backward = worker(rows), worker(rows[::-1])[::-1]
     assert [s.vector for s in forward] == [s.vector for s in backward]
     assert [s.scores[0].itm_prob for s in forward] == [s.scores[0].itm_prob for s in backward]
+
+
+def test_texts_of_any_length_come_back_to_their_images(worker: ScoreWorker) -> None:
+    rows = [image_to_score(i, text("x " * count)) for i, count in enumerate((40, 1, 20, 12, 2))]
+    scored = worker(rows)
+    assert [s.scores[0].num_tokens for s in scored] == [40, 1, 20, 12, 2]
+    assert [s.scores[0].key for s in scored] == [row.key for row in rows]
+    for row, together in zip(rows, scored, strict=True):
+        assert worker([row]) == [together]
+
+
+def test_a_prepared_shard_is_scored_in_its_own_order(worker: ScoreWorker) -> None:
+    rows = [image_to_score(i, text("x " * count)) for i, count in enumerate((40, 1, 20, 12, 2))]
+    expected = worker(rows)
+    ahead = worker.prepare(rows)
+    assert list(ahead) == rows
+    assert worker(ahead) == expected
+    assert worker(ahead) == expected  # a second try
+
+
+@pytest.fixture(scope="module")
+def cosines(worker: ScoreWorker) -> list[float]:
+    """Of `MANY`, sorted."""
+    scored = worker(many())
+    return sorted(s.itc_cos for image in scored for s in image.scores if s.itc_cos is not None)
+
+
+def many() -> list[ImageToScore]:
+    words = ["a red circle", "a blue square", "star " * 14, "x", "two"]
+    return [
+        image_to_score(i, text(words[i % 5]), text(None, 1, reason="text_missing"),
+                       text(words[i % 3], 2))
+        for i in range(8)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cascading(models: Path, cosines: list[float]) -> Iterator[ScoreWorker]:
+    cascade = Cascade(itc_cos_drop=cosines[4], itc_cos_keep=cosines[11], audit_share=0.5, seed=3)
+    scorer = load_scorer(models / "filter", device="cpu", dtype="float32", num_threads=1)
+    worker = ScoreWorker(scorer, ImageDecoder(ImageLimits()), batch_images=3, cascade=cascade)
+    yield worker
+    worker.close()
+
+
+def test_a_cascade_leaves_out_itm_where_itc_decides_and_changes_no_other_bit(
+    worker: ScoreWorker, cascading: ScoreWorker, cosines: list[float]
+) -> None:
+    whole = [s for image in worker(many()) for s in image.scores]
+    found = [s for image in cascading(many()) for s in image.scores]
+    for before, after in zip(whole, found, strict=True):
+        assert after.itc_cos == before.itc_cos
+        if before.itc_cos is None:
+            assert (after.decided_by, after.audited) == (None, False)
+            continue
+        low, high = before.itc_cos <= cosines[4], before.itc_cos >= cosines[11]
+        assert after.decided_by == ("itc_low" if low else "itc_high" if high else "itm")
+        computed = after.decided_by == "itm" or after.audited
+        assert after.itm_prob == (before.itm_prob if computed else None)
+    assert {s.decided_by for s in found} == {None, "itm", "itc_low", "itc_high"}
+    assert {s.audited for s in found if s.decided_by in ("itc_low", "itc_high")} == {True, False}
+    assert not any(s.audited for s in found if s.decided_by == "itm")
+
+
+def test_a_cascade_gives_the_same_whoever_else_is_in_the_shard(cascading: ScoreWorker) -> None:
+    together = cascading(many())
+    assert cascading(many()[::-1])[::-1] == together
+    assert [cascading([row])[0] for row in many()] == together
 
 
 def test_a_broken_image_s_texts_have_the_reason(worker: ScoreWorker) -> None:

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import re
 
+from torch import Tensor, nn
+
 POSITIONS = "vision_model.embeddings.position_embedding"
 """The one tensor whose shape depends on the image size."""
+
+_QKV = ".attention.self.qkv"
+"""One parameter of ours and three of theirs; no tensor in a file has this name."""
 
 # Applied in this order. There is no way back: a load asks for the name of each parameter it needs.
 _VISION_NAMES = (
@@ -36,8 +41,8 @@ _TEXT_NAMES = (
     (r"\.embeddings\.positions", ".embeddings.position_embeddings"),
     (r"\.embeddings\.norm", ".embeddings.LayerNorm"),
     (r"\.layers\.", ".encoder.layer."),
-    (r"\.self_attention\.heads\.(query|key|value)", r".attention.self.\1"),
     (r"\.self_attention\.heads\.out", ".attention.output.dense"),
+    (r"\.self_attention\.heads\.qkv", _QKV),
     (r"\.self_attention\.norm", ".attention.output.LayerNorm"),
     (r"\.cross_attention\.heads\.(query|key|value)", r".crossattention.self.\1"),
     (r"\.cross_attention\.heads\.out", ".crossattention.output.dense"),
@@ -53,12 +58,25 @@ _TEXT_NAMES = (
 )
 
 
-def hf_name(name: str) -> str:
-    """Give the name in a checkpoint of one of our parameters.
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Give what a checkpoint holds of a model, by the names it has there.
 
-    Args:
-        name: as `named_parameters` of any of our models gives it.
+    A parameter that is shared is there once. The tensors have no gradients and lie in the model's
+    own memory: who writes into them changes the model.
     """
+    stored: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        stored_name = _hf_name(name)
+        if _QKV in stored_name:
+            thirds = parameter.detach().view(3, -1, *parameter.shape[1:])
+            for part, rows in zip(("query", "key", "value"), thirds, strict=True):
+                stored[stored_name.replace(".qkv.", f".{part}.")] = rows
+        else:
+            stored[stored_name] = parameter.detach()
+    return stored
+
+
+def _hf_name(name: str) -> str:
     for pattern, replacement in _VISION_NAMES if name.startswith("vision.") else _TEXT_NAMES:
         name = re.sub(pattern, replacement, name)
     return name

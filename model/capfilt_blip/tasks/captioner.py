@@ -13,11 +13,14 @@ from capfilt_blip.attention import Memory
 from capfilt_blip.beam import Beams, generate_beams
 from capfilt_blip.blip import BlipCaptioner
 from capfilt_blip.checkpoint import load_captioner
-from capfilt_blip.decode import Generated, Limits, generate_greedy, generate_sampled
+from capfilt_blip.decode import EagerWriting, Generated, Limits
+from capfilt_blip.flops import caption_flops, image_flops, memory_flops
+from capfilt_blip.graphs import CapturedWriting
 from capfilt_blip.sampling import Sampling, row_key
-from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
+from capfilt_blip.tasks.ahead import one_ahead
+from capfilt_blip.tasks.placement import Device, NumberFormat, placed, weights_dtype
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8
+from capfilt_blip.transforms import Images, fixed_batches, normalise, to_device, to_uint8
 
 PROMPT = "a picture of "
 """What BLIP's captioner was finetuned to continue (arXiv:2201.12086, sec. 5.2)."""
@@ -53,11 +56,16 @@ class Captioner:
         tokenizer: Tokenizer,
         *,
         device: Device = "cpu",
-        dtype: Dtype = "float32",
+        dtype: NumberFormat = "float32",
     ) -> None:
-        self._model = model.to(torch_device(device), torch_dtype(dtype)).eval()
+        self._model = placed(model, device=device, dtype=dtype)
         self._tokenizer = tokenizer
         self._device = torch.device(device)
+        self._writing = (
+            CapturedWriting(self._model)
+            if self._device.type == "cuda"
+            else EagerWriting(self._model)
+        )
 
     @classmethod
     def from_pretrained(
@@ -66,7 +74,7 @@ class Captioner:
         *,
         tokenizer: str | Path | None = None,
         device: Device = "cpu",
-        dtype: Dtype = "float32",
+        dtype: NumberFormat = "float32",
     ) -> Captioner:
         """Load a captioner.
 
@@ -79,7 +87,7 @@ class Captioner:
         Raises:
             CheckpointError: the source cannot be read, or is no captioner.
         """
-        model, loaded = load_captioner(source, tokenizer=tokenizer, dtype=torch_dtype(dtype))
+        model, loaded = load_captioner(source, tokenizer=tokenizer, dtype=weights_dtype(dtype))
         return cls(model, loaded, device=device, dtype=dtype)
 
     @property
@@ -152,14 +160,18 @@ class Captioner:
             ]
             for name in names
         ]
+        prompt_ids = self._tokenizer.prompt_ids(prompt)
         captions: list[Caption] = []
-        for memory, start in self._memories(pixels, batch_size=batch_size):
+        for memory, start in self._memories(
+            pixels,
+            batch_size=batch_size,
+            tokens_each=num_captions * (len(prompt_ids) + max_new_tokens),
+        ):
             batch_keys = row_keys[start : start + len(memory)]
             batch_keys += batch_keys[:1] * (len(memory) - len(batch_keys))
-            generated = generate_sampled(
-                self._model,
+            generated = self._writing.sampled(
                 memory,
-                prompt_ids=self._tokenizer.prompt_ids(prompt),
+                prompt_ids=prompt_ids,
                 row_keys=[key for keys_of_image in batch_keys for key in keys_of_image],
                 limits=limits,
                 sampling=sampling,
@@ -186,9 +198,10 @@ class Captioner:
         prompt_ids = self._tokenizer.prompt_ids(prompt)
 
         def write(memory: Memory) -> Generated:
-            return generate_greedy(self._model, memory, prompt_ids=prompt_ids, limits=limits)
+            return self._writing.greedy(memory, prompt_ids=prompt_ids, limits=limits)
 
-        return self._one_each(images, write, batch_size=batch_size)
+        tokens_each = len(prompt_ids) + max_new_tokens
+        return self._one_each(images, write, batch_size=batch_size, tokens_each=tokens_each)
 
     def beam(  # noqa: PLR0913  # the knobs of the search, each set by somebody
         self,
@@ -234,25 +247,59 @@ class Captioner:
                 self._model, memory, prompt_ids=prompt_ids, limits=limits, beams=beams
             )
 
-        return self._one_each(images, write, batch_size=batch_size)
+        tokens_each = num_beams * (len(prompt_ids) + max_new_tokens)
+        return self._one_each(images, write, batch_size=batch_size, tokens_each=tokens_each)
+
+    def flops(self, captions: Sequence[Sequence[Caption]], *, prompt: str = PROMPT) -> int:
+        """Count the operations that captions of `caption` need; see `capfilt_blip.flops`.
+
+        Args:
+            captions: of each image.
+            prompt: that they continue.
+        """
+        config, prompt_tokens = self._model.config, len(self._tokenizer.prompt_ids(prompt))
+        images = len(captions) * (image_flops(config.vision) + memory_flops(config))
+        lengths = ([caption.num_tokens for caption in of_image] for of_image in captions)
+        return images + sum(
+            caption_flops(config, prompt_tokens=prompt_tokens, new_tokens=counts)
+            for counts in lengths
+        )
 
     def _one_each(
-        self, images: Images, write: Callable[[Memory], Generated], *, batch_size: int
+        self,
+        images: Images,
+        write: Callable[[Memory], Generated],
+        *,
+        batch_size: int,
+        tokens_each: int,
     ) -> list[Caption]:
         pixels = to_uint8(images, side_px=self.image_size_px)
         captions: list[Caption] = []
-        for memory, _ in self._memories(pixels, batch_size=batch_size):
+        for memory, _ in self._memories(pixels, batch_size=batch_size, tokens_each=tokens_each):
             captions += self._texts(write(memory))
         return captions[: len(pixels)]
 
-    def _memories(self, pixels: Tensor, *, batch_size: int) -> Iterator[tuple[Memory, int]]:
-        """Yield what the decoder reads of each batch, and the number of images before it."""
+    def _memories(
+        self, pixels: Tensor, *, batch_size: int, tokens_each: int
+    ) -> Iterator[tuple[Memory, int]]:
+        """Yield what the decoder reads of each batch, and the number of images before it.
+
+        Args:
+            pixels: (N, S, S, 3) uint8.
+            batch_size: images in a batch.
+            tokens_each: that will be read or written about each image.
+        """
+
+        def encoded(batch: Tensor) -> Memory:
+            embeds = self._model.vision(normalise(to_device(batch, self._device)))
+            return self._model.text_decoder.memory_for(embeds, num_queries=tokens_each)
+
         start = 0
-        for batch in fixed_batches(pixels, batch_size=batch_size):
-            with torch.inference_mode():
-                embeds = self._model.vision(normalise(batch.to(self._device)))
-                yield self._model.text_decoder.project_memory(embeds), start
-            start += len(batch)
+        for memory in one_ahead(
+            fixed_batches(pixels, batch_size=batch_size), encoded, self._device
+        ):
+            yield memory, start
+            start += len(memory)
 
     def _texts(self, generated: Generated) -> list[Caption]:
         rows = zip(generated.token_ids, generated.num_tokens, generated.logprobs, strict=True)

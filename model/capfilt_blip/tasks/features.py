@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.checkpoint import load_matcher
-from capfilt_blip.tasks.matcher import MAX_TEXT_TOKENS
+from capfilt_blip.tasks.match_rows import MAX_TEXT_TOKENS
 from capfilt_blip.tasks.placement import Device, Dtype, torch_device, torch_dtype
 from capfilt_blip.tokenizer import FirstToken, TokenBatch, Tokenizer
 from capfilt_blip.transforms import Images, fixed_batches, normalise, to_uint8

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipMatcher
-from capfilt_blip.tasks.matcher import MAX_TEXT_TOKENS
+from capfilt_blip.tasks.match_rows import MAX_TEXT_TOKENS
 from capfilt_blip.tokenizer import Tokenizer
 
 _QUERIES_PER_BLOCK = 256

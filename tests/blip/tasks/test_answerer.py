@@ -81,7 +81,7 @@ def test_answers_are_those_of_one_question_at_a_time(
 
 def test_a_beam_finds_likelier_answers(answerer: Answerer, images: Pixels) -> None:
     # Of one length, so that scores are sums.
-    limits = Limits(min_new_tokens=3, max_new_tokens=4)
+    limits = Limits(min_new_tokens=5, max_new_tokens=6)
     sums = [
         sum(answer.logprob for row in found for answer in row)
         for found in (

@@ -54,7 +54,7 @@ def test_captions_do_not_depend_on_neighbours(writer: Captioner, images: Pixels)
     assert among_others[3] == plain[4]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8, 16])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8, 16, 32, 64])
 def test_texts_do_not_depend_on_the_batch_size(
     writer: Captioner, images: Pixels, batch_size: int
 ) -> None:

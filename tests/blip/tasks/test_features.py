@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.checkpoint import save_matcher
 from capfilt_blip.tasks.features import FeatureExtractor
-from capfilt_blip.tasks.matcher import MAX_TEXT_TOKENS, Matcher
+from capfilt_blip.tasks.match_rows import MAX_TEXT_TOKENS
+from capfilt_blip.tasks.matcher import Matcher
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.transforms import normalise
 

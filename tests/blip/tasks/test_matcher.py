@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.checkpoint import save_matcher
+from capfilt_blip.tasks.match_rows import TEXT_LENGTHS, steady_rows, text_rows
 from capfilt_blip.tasks.matcher import Matcher
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.transforms import normalise
@@ -98,6 +99,107 @@ def test_a_texts_score_does_not_depend_on_the_other_texts_of_its_image(
     for place, text in enumerate(TEXTS[3]):
         [alone] = filter_.score(images[3:4], [[text]])
         assert (alone.itm_prob, alone.itc_cos) == ([five.itm_prob[place]], [five.itc_cos[place]])
+
+
+def test_a_text_is_padded_to_the_next_length_and_no_further(tokenizer: Tokenizer) -> None:
+    texts = ["red " * count for count in (0, 10, 11, 14, 15, 22, 23, 33, 99)]
+    [rows] = text_rows(tokenizer, [texts])
+    assert [row.length for row in rows] == [12, 12, 16, 16, 24, 24, 35, 35, 35]
+    assert [row.num_read for row in rows] == [2, 12, 13, 16, 17, 24, 25, 35, 35]
+
+
+@torch.no_grad()
+def test_padding_to_the_longest_length_gives_the_same(
+    filter_: Matcher, matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels
+) -> None:
+    found = filter_.score(images, TEXTS)
+    memory = matcher.text_encoder.project_memory(matcher.vision(normalise(torch.tensor(images))))
+    for place in range(2):
+        long = tokenizer.encode(
+            [(*texts, "", "")[place] for texts in TEXTS], first="enc", max_tokens=35, pad_to=35
+        )
+        expected = matcher.itm_logits(long.ids, long.mask, memory).softmax(-1)[:, 1].tolist()
+        for score, itm_prob in zip(found, expected, strict=True):
+            assert score.itm_prob[place : place + 1] == pytest.approx(
+                [itm_prob] * len(score.itm_prob[place : place + 1]), abs=1e-5
+            )
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 7, 10])
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_no_number_of_threads_makes_a_score_depend_on_its_place(
+    filter_: Matcher, images: Pixels, batch_size: int, num_threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        plain = filter_.score(images, TEXTS, batch_size=batch_size)
+        turned = filter_.score(images[::-1], TEXTS[::-1], batch_size=batch_size)
+    finally:
+        torch.set_num_threads(before)
+    assert turned[::-1] == plain
+
+
+def test_images_with_texts_of_like_length_are_scored_together(filter_: Matcher) -> None:
+    short, middle, long = "red", "red " * 12, "red " * 40
+    texts = [[long], [short, middle], [], [short], [middle, short], [long], [short]]
+    assert filter_.best_order(texts) == [2, 3, 6, 1, 4, 0, 5]
+
+
+def test_itm_is_computed_where_it_is_asked_for_and_has_the_same_bits(
+    filter_: Matcher, images: Pixels
+) -> None:
+    whole = filter_.score(images, TEXTS, batch_size=4)
+    scoring = filter_.begin(batch_size=4)
+    wanted = {(0, 1), (3, 0), (3, 4), (5, 0), (7, 0)}
+    asked_with: dict[tuple[int, int], float] = {}
+
+    def asked(image: int, place: int, itc_cos: float) -> bool:
+        asked_with[image, place] = itc_cos
+        return (image, place) in wanted
+
+    found = scoring.add(images, TEXTS, asked=asked)
+    scoring.finish()
+    for image, (one, score) in enumerate(zip(whole, found, strict=True)):
+        assert (score.itc_cos, score.image_vector) == (one.itc_cos, one.image_vector)
+        assert score.itm_prob == [
+            itm_prob if (image, place) in wanted else None
+            for place, itm_prob in enumerate(one.itm_prob)
+        ]
+        assert score.itc_cos == [asked_with[image, i] for i in range(len(TEXTS[image]))]
+
+
+def test_keys_and_values_are_computed_of_images_that_itm_is_asked_of(
+    filter_: Matcher, matcher: BlipMatcher, images: Pixels
+) -> None:
+    projected: list[int] = []
+    key = matcher.text_encoder.layers[0].cross_attention.heads.key  # type: ignore[union-attr]
+    key.register_forward_hook(lambda _, given, __: projected.append(len(given[0])))
+    scoring = filter_.begin(batch_size=4)
+    for start in (0, 4, 8):
+        batch, texts = (
+            images[start : start + 4],
+            [["a red circle"]] * len(images[start : start + 4]),
+        )
+        scoring.add(batch, texts, asked=lambda image, _, __: image % 2 == 0)  # 2, 2 and 1 of 9
+    assert projected == [4]
+    scoring.finish()
+    assert projected == [4, 4]  # the fifth, and filler
+
+
+def test_cosines_alone_take_no_itm(filter_: Matcher, matcher: BlipMatcher, images: Pixels) -> None:
+    expected = [score.itc_cos for score in filter_.score(images, TEXTS)]
+    matcher.itm_head.register_forward_pre_hook(lambda *_: pytest.fail("ITM was computed"))
+    assert filter_.similarity(images, TEXTS) == expected
+
+
+@pytest.mark.parametrize(("given", "steady"), [(1, 2), (3, 3), (5, 4), (7, 4), (8, 8), (11, 8)])
+def test_rows_are_so_many_that_their_place_makes_no_difference(given: int, steady: int) -> None:
+    assert steady_rows(given) == steady
+
+
+def test_the_longest_text_has_a_length() -> None:
+    assert TEXT_LENGTHS[-1] == 35
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16])

@@ -100,7 +100,7 @@ def test_a_preset_unpacks_into_its_method(
     [[sampled], *_] = writer.caption(images[:2], **ORIGINAL_NUCLEUS)
     [searched, _] = writer.beam(images[:2], **ORIGINAL_BEAM)
     assert sampled.num_tokens == searched.num_tokens == 16
-    assert writer.beam(images[:2], **NOCAPS_BEAM) != writer.beam(images[:2], **ORIGINAL_BEAM)
+    assert writer.beam(images, **NOCAPS_BEAM) != writer.beam(images, **ORIGINAL_BEAM)
 
 
 def test_true_nucleus_sampling_stays_the_default(

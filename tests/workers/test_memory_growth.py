@@ -1,0 +1,67 @@
+"""No growth: the thousandth batch leaves as little behind as the two hundredth."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from capfilt.workers.caption import load_captioner
+from capfilt.workers.memory import resident_bytes
+from capfilt.workers.probe import TryBatch, caption_batches, score_batches
+from capfilt.workers.protocols import Sampling
+from capfilt.workers.score import load_scorer
+
+SETTLED = 200
+BATCHES = 1000
+LARGEST_GROWTH_BYTES = 2 * 2**20
+"""In 800 batches: 2.6 kB each, less than one of the 32 px images of a batch (3 kB)."""
+
+SAMPLING = Sampling(
+    num_captions=2, prompt=None, top_p=0.9, top_k=0, temperature=1.0,
+    repetition_penalty=1.0, min_new_tokens=1, max_new_tokens=4, batch_images=2, seed=0, round=0,
+)  # fmt: skip
+
+
+def growth_bytes(try_batch: Callable[[int], object]) -> int:
+    """What the process holds more after all batches than after it has settled."""
+    settled = 0
+    for count in range(1, BATCHES + 1):
+        try_batch(2)
+        if count == SETTLED:
+            gc.collect()
+            settled = resident_bytes()
+    gc.collect()
+    return resident_bytes() - settled
+
+
+def captioning(models: Path) -> TryBatch:
+    captioner = load_captioner(
+        models / "captioner", device="cpu", dtype="float32", num_threads=1, image_size_px=None,
+        sampling=SAMPLING,
+    )  # fmt: skip
+    return caption_batches(captioner, SAMPLING)
+
+
+def scoring(models: Path) -> TryBatch:
+    scorer = load_scorer(models / "filter", device="cpu", dtype="float32", num_threads=1)
+    return score_batches(scorer, num_texts=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", [captioning, scoring])
+def test_memory_does_not_grow_over_1000_batches(work: Callable[[Path], TryBatch], models: Path):
+    assert growth_bytes(work(models)) < LARGEST_GROWTH_BYTES
+
+
+@pytest.mark.slow
+def test_16_kb_kept_of_each_batch_would_be_seen(models: Path):
+    try_batch, kept = scoring(models), []
+
+    def leak(size: int) -> None:
+        try_batch(size)
+        kept.append(bytearray(b"x" * 16_384))
+
+    assert growth_bytes(leak) >= LARGEST_GROWTH_BYTES
