@@ -24,6 +24,9 @@ from capfilt.workers.kinds import check_dtype, is_blip, takes_prompt
 from capfilt.workers.memory import shortage_explained
 from capfilt.workers.protocols import ImageArray, ImageCaptioner, Sampling
 
+BATCHES_AT_ONCE = 4
+"""Handed to a model on a GPU: it encodes the next batch while it writes about the one before."""
+
 
 def check_captioner(name: str, model_type: str | None, *, prompt: str | None) -> None:
     """Refuse a model that cannot be the captioner, before anything is loaded.
@@ -110,7 +113,7 @@ class CaptionWorker:
         self._feeder: BatchFeeder[SourceImage] = BatchFeeder(
             lambda image: image,
             decoder,
-            batch_images=sampling.batch_images,
+            batch_images=sampling.batch_images * (BATCHES_AT_ONCE if device != "cpu" else 1),
             side_px=captioner.image_size_px,
             fit=captioner.fit,
             device=device,

@@ -29,6 +29,19 @@ def memory_flops(config: BlipConfig) -> int:
     return text.depth * layer
 
 
+def reading_flops(config: BlipConfig, *, num_queries: int) -> int:
+    """Operations that let so many text tokens read an image: the lesser of two ways.
+
+    Either keys and values are made, or each query reads the image tokens themselves, which costs
+    more than reading keys and values does (see `attention.MultiHead`). What reading keys and values
+    costs is counted with the text.
+    """
+    text, P = config.text, config.vision.num_tokens
+    folding = 2 * linear_flops(1, text.width, text.image_width)
+    wider = attention_flops(1, P, text.num_heads * text.image_width - text.width)
+    return min(memory_flops(config), text.depth * num_queries * (folding + wider))
+
+
 def caption_flops(config: BlipConfig, *, prompt_tokens: int, new_tokens: Iterable[int]) -> int:
     """Operations of the decoder for the captions of one image, which share its prompt.
 

@@ -20,6 +20,7 @@ from capfilt_blip.flops import (
     itm_flops,
     linear_flops,
     memory_flops,
+    reading_flops,
 )
 
 
@@ -125,3 +126,22 @@ def test_a_longer_vocabulary_costs_one_column_per_token_drawn():
         base, prompt_tokens=2, new_tokens=drawn
     )
     assert difference == 7 * 2 * 768
+
+
+@pytest.mark.parametrize("config", [BlipConfig.base(), BlipConfig.tiny(vocab_size=100)])
+def test_a_folded_read_is_counted_to_the_last_operation(config: BlipConfig) -> None:
+    model = built(BlipCaptioner, config)
+    tokens = torch.empty(1, config.vision.num_tokens, config.vision.width, device="meta")
+    ids = torch.zeros(1, 3, dtype=torch.int64, device="meta")
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    decoder = model.text_decoder
+    folded = counted(lambda: decoder.decode(ids, mask, decoder.memory_for(tokens, num_queries=3)))
+    memory = decoder.project_memory(tokens)
+    plain = counted(lambda: decoder.decode(ids, mask, memory))
+    assert folded - plain == reading_flops(config, num_queries=3)
+
+
+def test_many_queries_have_keys_and_values_made_for_them() -> None:
+    config = BlipConfig.base()
+    assert reading_flops(config, num_queries=100) == memory_flops(config)
+    assert reading_flops(config, num_queries=20) < memory_flops(config) / 2

@@ -14,7 +14,7 @@ from capfilt_blip.beam import Beams, generate_beams
 from capfilt_blip.blip import BlipCaptioner
 from capfilt_blip.checkpoint import load_captioner
 from capfilt_blip.decode import EagerWriting, Generated, Limits
-from capfilt_blip.flops import caption_flops, image_flops, memory_flops
+from capfilt_blip.flops import caption_flops, image_flops, reading_flops
 from capfilt_blip.graphs import CapturedWriting
 from capfilt_blip.sampling import Sampling, row_key
 from capfilt_blip.tasks.ahead import one_ahead
@@ -258,12 +258,12 @@ class Captioner:
             prompt: that they continue.
         """
         config, prompt_tokens = self._model.config, len(self._tokenizer.prompt_ids(prompt))
-        images = len(captions) * (image_flops(config.vision) + memory_flops(config))
-        lengths = ([caption.num_tokens for caption in of_image] for of_image in captions)
-        return images + sum(
-            caption_flops(config, prompt_tokens=prompt_tokens, new_tokens=counts)
-            for counts in lengths
-        )
+        total = len(captions) * image_flops(config.vision)
+        for of_image in captions:
+            counts = [caption.num_tokens for caption in of_image]
+            total += reading_flops(config, num_queries=prompt_tokens + sum(counts))
+            total += caption_flops(config, prompt_tokens=prompt_tokens, new_tokens=counts)
+        return total
 
     def _one_each(
         self,
