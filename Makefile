@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-long check format install schemas clean
+.PHONY: demo test test-long bootstrap bootstrap-short check format install schemas clean
 
 install: $(STAMP)
 
@@ -25,6 +25,13 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not gpu"
+
+# The proof that bootstrapping helps: two hours on two cores, or ten minutes for a nightly run.
+bootstrap: $(STAMP)
+	$(BIN)/python -m benchmarks.bootstrap --page docs/bootstrap.md
+
+bootstrap-short: $(STAMP)
+	$(BIN)/python -m benchmarks.bootstrap --short --minutes 10
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

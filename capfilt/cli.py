@@ -210,8 +210,9 @@ def _run_stage(options: argparse.Namespace, *, stage: str) -> None:
 
 
 def _run_loop(options: argparse.Namespace) -> None:
-    from capfilt.console import show_funnel
+    from capfilt.console import show_funnel, show_rounds
     from capfilt.stages.loop import bootstrap
+    from capfilt.stages.round_report import round_report
     from capfilt.stages.status import open_rounds
 
     if options.rounds is not None:
@@ -220,7 +221,10 @@ def _run_loop(options: argparse.Namespace) -> None:
     with _open_pool(recipe) as pool:
         for funnel in bootstrap(recipe, pool, rounds=recipe.rounds):
             show_funnel(funnel)
-    for tables in open_rounds(recipe):
+    opened = open_rounds(recipe)
+    measured = (round_report(recipe, tables) for tables in opened)
+    show_rounds([report for report in measured if report is not None])
+    for tables in opened:
         if tables.committed("publish"):
             print(f"dataset of round {tables.round}: {tables.of('publish').store.url}")
 
@@ -333,7 +337,12 @@ def _new_pool(recipe: Recipe) -> Pool:
             "pool.kind is ray, and Ray is not installed; run `pip install 'ray[default]'`, "
             "or set pool.kind: local"
         ) from err
-    return RayPool(RaySettings(cluster=ClusterSettings(address=recipe.pool.address)))
+    settings = RaySettings(cluster=ClusterSettings(address=recipe.pool.address))
+    if recipe.pool.train.workers == 1:
+        return RayPool(settings)
+    from capfilt.runtime.ray_train import run_together
+
+    return RayPool(settings, together=run_together)
 
 
 @contextmanager

@@ -275,6 +275,36 @@ class PublishSection(Section):
     """License named in the dataset card."""
 
 
+class GuardSection(Section):
+    """When a round has collapsed and is not trained on: its whole 95 % interval is past a limit."""
+
+    min_captions: int = Field(100, ge=1)
+    """Fewest captions a round is judged by. Of fewer, the commonest caption is often by chance a
+    large share."""
+    max_commonest_caption_share: Probability | None = 0.1
+    """Largest share of the commonest caption among all that were written. It is 0.01 in the example
+    results of the COCO caption evaluation, as in the miniature web; ten times that tells nothing
+    of most images it is said of. Null: not asked."""
+    max_noise_ratio: Probability | None = 0.75
+    """Largest share of captions the filter rejects. The paper saw 0.25 (arXiv:2201.12086, table 2);
+    at three times that, captioner or filter does not do its work. Null: not asked."""
+    min_vocabulary_kept: Probability | None = 0.5
+    """Fewest distinct words in a round's captions, as a share of the round before. Both caption the
+    same images, so a half is lost by a poorer captioner alone. Null: not asked."""
+
+
+class MixingSection(Section):
+    """How often an epoch of pre-training takes the pairs of each source."""
+
+    web: float = Field(1.0, ge=0, le=100)
+    """Times an epoch takes each published pair with a web text. 1 takes the dataset as published;
+    0.5 takes one half in an epoch and the other in the next."""
+    synthetic: float = Field(1.0, ge=0, le=100)
+    """The same of published pairs with a synthetic text."""
+    human: float = Field(1.0, ge=0, le=100)
+    """The same of human pairs. More than 1 helps where they are few beside the web's."""
+
+
 class TrainSection(Section):
     """The next BLIP: pre-trained from scratch on all pairs, then finetuned on human pairs twice."""
 
@@ -282,12 +312,21 @@ class TrainSection(Section):
     """WebDataset tars of human pairs (T_h), pattern as input.shards. Null: train is skipped."""
     human_text_field: str | None = None
     """As input.text_field, for the human pairs."""
+    held_out_pairs: int = Field(0, ge=0)
+    """Human pairs, at least so many, that nothing is learnt from: all texts of samples chosen by a
+    hash of their names, the same in every round. Recall and captions are measured on them."""
+    mixing: MixingSection = MixingSection()
+    """How often an epoch of pre-training takes the pairs of each source."""
     size: Literal["tiny", "base", "large"] = "base"
     """Architecture: tiny (the miniature's), base (ViT-B/16) or large (ViT-L/16)."""
     start: Name | None = None
     """Model directory or hub id whose architecture and vision encoder pre-training starts from, in
     place of `size`; its text side starts anew. The paper's vision encoder comes from ImageNet
     (sec. 4.1). Null: all weights start at random."""
+    continue_from_previous: bool = False
+    """A round after the first pre-trains from scratch too, as the paper found to be as good or
+    better (arXiv:2201.12086, table 13). True: it goes on from the weights the round before ended
+    with, with a new schedule."""
     image_size_px: int = Field(224, ge=16)
     """Pixels per side in pre-training (arXiv:2201.12086, sec. 4.1: 224)."""
     finetune_image_size_px: int | None = Field(None, ge=16)
@@ -295,7 +334,7 @@ class TrainSection(Section):
     tokenizer: Name | None = None
     """Hub id or directory of the tokenizer. Null: the captioner's."""
     batch_size: int = Field(64, ge=2)
-    """Pairs per step."""
+    """Pairs per step, of all workers together; a multiple of pool.train.workers."""
     pretrain_steps: int = Field(10_000, ge=1)
     """Optimizer steps of pre-training (ITC + ITM + LM)."""
     finetune_steps: int = Field(2_000, ge=1)
@@ -314,6 +353,9 @@ class TrainSection(Section):
     """The same in finetuning."""
     flip_probability: Probability = 0.5
     """Chance that a training image is mirrored. 0 where left and right matter."""
+    num_augmentations: int = Field(2, ge=0, le=10)
+    """RandAugment operations drawn for a training image, each applied with an even chance; 2 in
+    BLIP's code. 0: crops and mirroring alone."""
     queue_size: int = Field(57_600, ge=1)
     """Momentum features kept for ITC; a multiple of batch_size."""
     ramp_steps: int = Field(1000, ge=1)
@@ -322,6 +364,31 @@ class TrainSection(Section):
     """Steps between rows of the `models` table."""
     num_threads: int = Field(1, ge=1)
     """CPU threads of the training process; part of the plan: it can change the last bit."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Number format of the large products; weights, optimizer and losses stay float32. bfloat16 is
+    for GPUs: twice as fast or more, and half the memory of activations."""
+    accumulate_steps: int = Field(1, ge=1)
+    """Parts a batch is computed in, one after the other, before its optimizer step: memory for
+    time. The negatives of a pair are those of its own part and the queue."""
+    max_grad_norm: float | None = Field(None, gt=0)
+    """Longest gradient, L2 over all parameters; longer ones are scaled down to it. Null does not
+    clip, as BLIP's code."""
+    compile: bool = False
+    """Have torch.compile fuse the image encoder's layers: minutes at the start, faster steps after
+    that on a GPU."""
+    recompute_layers: int = Field(0, ge=0)
+    """Last layers of each stack whose activations are computed again going back instead of kept:
+    time for memory, as the vit_ckpt_layer of BLIP's code."""
+    tensorboard: bool = False
+    """Write TensorBoard's files beside the JSON lines in <run>/events/train. Changes nothing in
+    the results; needs capfilt[tensorboard]."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Minutes between two records of the training's progress, at most; a killed training goes on
+    from the newest. Changes nothing in the results."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two such records. Null: by the clock alone."""
+    checkpoints_kept: int = Field(2, ge=1)
+    """How many of them are kept; should the newest be damaged, the one before it serves."""
 
     @model_validator(mode="after")
     def _patches_fill_images(self) -> TrainSection:
@@ -402,7 +469,7 @@ class PoolSection(Section):
     publish: WorkersSection = WorkersSection()
     """Workers of `publish`."""
     train: WorkersSection = WorkersSection()
-    """Workers of `train` (one, until training is distributed)."""
+    """Workers of `train`. More than one needs `kind: ray`: they train one model together."""
 
 
 class Recipe(Section):
@@ -433,6 +500,8 @@ class Recipe(Section):
     """Near-duplicates."""
     publish: PublishSection = PublishSection()
     """The published files."""
+    guard: GuardSection = GuardSection()
+    """When a round has collapsed."""
     train: TrainSection = TrainSection()
     """The next models."""
     pool: PoolSection = PoolSection()
@@ -462,6 +531,28 @@ class Recipe(Section):
             raise ValueError(
                 f"{rounded[0]} is int8, which is for CPUs, and pool.device is "
                 f"{self.pool.device!r}; set {rounded[0]}: bfloat16, or pool.device: cpu"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_share_batches(self) -> Recipe:
+        workers, parts = self.pool.train.workers, self.train.accumulate_steps
+        if self.train.human is None:
+            return self
+        if workers > 1 and self.pool.kind != "ray":
+            raise ValueError(
+                f"pool.train.workers is {workers}, and they train together only on Ray; set "
+                "pool.kind: ray, or pool.train.workers: 1"
+            )
+        if self.train.batch_size % workers:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}, no multiple of pool.train.workers, "
+                f"{workers}"
+            )
+        if self.train.batch_size // workers < 2 * parts:
+            raise ValueError(
+                f"train.accumulate_steps is {parts}, and a worker has "
+                f"{self.train.batch_size // workers} pairs of a batch; each part needs 2 or more"
             )
         return self
 

@@ -25,6 +25,8 @@ from rich.text import Text
 from capfilt.pool import AnyJob, Pool, ShardReport
 from capfilt.records import Download, Group, Verdict
 from capfilt.stages.explain import Passport
+from capfilt.stages.report_rounds import round_rows
+from capfilt.stages.round_report import RoundReport
 from capfilt.stages.shards import Funnel
 from capfilt.stages.status import StageStatus
 
@@ -159,6 +161,14 @@ def show_status(statuses: Sequence[StageStatus]) -> None:
             f"{funnel.kept:,}" if funnel.shards else "",
             reasons_text(funnel.dropped),
         )
+    show_table(table)
+
+
+def show_rounds(reports: Sequence[RoundReport]) -> None:
+    """What was measured of each round, side by side."""
+    table = new_table("", *(f"round {report.round}>" for report in reports), title="The rounds")
+    for name, cells in round_rows(reports):
+        table.add_row(name, *(Text(printable(cell)) for cell in cells))
     show_table(table)
 
 

@@ -213,6 +213,7 @@ def _recipe_values(
             "min_crop_area": 1.0,  # a crop would move things, and mirroring swap left and right
             "finetune_min_crop_area": 1.0,
             "flip_probability": 0.0,
+            "num_augmentations": 0,  # RandAugment too moves and turns
             "batch_size": 32,
             "queue_size": 256,
             "pretrain_steps": 60,

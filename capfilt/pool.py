@@ -96,6 +96,8 @@ class Resources:
     )
     divisible: bool = True
     """Whether a shard's inputs stand alone, so that one which fails its worker can be left out."""
+    together: bool = False
+    """Whether all workers do each shard together, in a process group of torch.distributed."""
 
 
 class ShardJob(Protocol[InputT, OutputT]):

@@ -70,6 +70,8 @@ class Reason(StrEnum):
     DUPLICATE_EXACT = "duplicate_exact"
     DUPLICATE_PERCEPTUAL = "duplicate_perceptual"
     DUPLICATE_EMBEDDING = "duplicate_embedding"
+    # train: the pair is not learnt from
+    HELD_OUT = "held_out"  # what is learnt is measured on it: train.held_out_pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +225,29 @@ class TrainStep:
     itm_accuracy: Float32 | None
     learning_rate: Float32
     num_samples: int  # seen since the phase began
+    grad_norm: Float32 | None = None  # before clipping
+    temperature: Float32 | None = None  # of ITC, that the step's losses were computed with
+    # Measured on held-out pairs after the last step of a phase; null before it, and what the
+    # phase's model cannot do. Recall with ITM ranking the candidates of ITC.
+    text_recall_at_1: Float32 | None = None  # image to text
+    text_recall_at_5: Float32 | None = None
+    text_recall_at_10: Float32 | None = None
+    image_recall_at_1: Float32 | None = None  # text to image
+    image_recall_at_5: Float32 | None = None
+    image_recall_at_10: Float32 | None = None
+    cider_d: Float32 | None = None  # of greedy captions, in [0, 10]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutCaption:
+    """What a trained model writes for an image it has not learnt from. Table `held_out`.
+
+    It is the second file of `models`, empty without `train.held_out_pairs`.
+    """
+
+    phase: Literal["pretrain", "captioner", "filter"]
+    caption: str
+    human_texts: tuple[str, ...]  # what people wrote of the image
 
 
 TABLES: dict[str, type] = {
@@ -235,5 +260,7 @@ TABLES: dict[str, type] = {
     "groups": Group,
     "dataset": PublishedSample,
     "models": TrainStep,
+    "held_out": HeldOutCaption,
 }
-"""Table name to row type; `vectors` is the second file of `scores`, not a folder."""
+"""Table name to row type; `vectors` is the second file of `scores`, not a folder, and `held_out`
+that of `models`."""

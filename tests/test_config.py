@@ -85,6 +85,18 @@ def test_every_problem_is_told_at_once_with_path_found_and_allowed():
             "caption: min_new_tokens is 20, not below max_new_tokens, 20; lower the first or ra",
         ),
         (
+            {"train": {"human": "h"}, "pool": {"kind": "local", "train": {"workers": 2}}},
+            "recipe: pool.train.workers is 2, and they train together only on Ray; set pool.kind",
+        ),
+        (
+            {"train": {"human": "h"}, "pool": {"train": {"workers": 3}}},
+            "recipe: train.batch_size is 64, no multiple of pool.train.workers, 3",
+        ),
+        (
+            {"train": {"human": "h", "accumulate_steps": 33}},
+            "recipe: train.accumulate_steps is 33, and a worker has 64 pairs of a batch; each part",
+        ),
+        (
             {"train": {"queue_size": 100}},
             "train: queue_size is 100, no multiple of batch_size, 64; 64 would be",
         ),

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from capfilt.console import (
     show_funnel,
     show_lost,
     show_passport,
+    show_rounds,
     show_status,
     status_json,
 )
@@ -25,9 +27,11 @@ from capfilt.demo import DemoFigures
 from capfilt.miniature.measure import Quality, TruthShare
 from capfilt.pool import AnyJob, ShardReport
 from capfilt.records import Caption, Download, Group, Sample, Score, Verdict
+from capfilt.stages.diversity import diversity_of
 from capfilt.stages.explain import Passport
 from capfilt.stages.shards import Funnel
 from capfilt.stages.status import StageStatus
+from tests.stages.test_collapse import report as report_of_round
 
 KEY = "0123456789abcdef" * 2
 
@@ -308,3 +312,14 @@ def test_the_demos_figures_are_shown_whole(capsys, width, tmp_path):
                  "Dataset /d", f"capfilt explain {tmp_path}/recipe.yaml 00000-000007",
                  f"capfilt report {tmp_path}/recipe.yaml"):  # fmt: skip
         assert part in out
+
+
+def test_rounds_stand_side_by_side_and_a_caption_cannot_act(capsys):
+    hostile = diversity_of(pa.array(["\x1b[31mred [bold]dog[/bold]"]))
+    show_rounds([report_of_round(rejected=50), report_of_round(hostile, rejected=16, round_=1)])
+    out = capsys.readouterr().out
+    shown = words(out)
+    assert "round 0 round 1" in shown
+    assert "captions rejected (noise) 25.0% (50 of 200) 8.0% (16 of 200)" in shown
+    assert "\\x1b[31mred [bold]dog[/bold]" in shown
+    assert "\x1b[31m" not in out

@@ -57,6 +57,10 @@ class Files(Protocol):
         """Make a file whole and durable, in place of any other of that name."""
         ...
 
+    def remove(self, path: str) -> None:
+        """Remove a file; folders that are empty then are gone too."""
+        ...
+
     def local_path(self, path: str) -> Path | None:
         """Where other programs find the file, if it is in a file system."""
         ...
@@ -115,6 +119,13 @@ class LocalFiles:
         with self._staged(payload) as temporary:
             os.replace(temporary, target)
         _sync_folder(target.parent)
+
+    def remove(self, path: str) -> None:
+        """Remove a file; folders that are empty then are gone too."""
+        os.unlink(self.root / path)
+        with suppress(OSError):  # there are other files
+            for folder in Path(path).parents[:-1]:
+                os.rmdir(self.root / folder)
 
     def local_path(self, path: str) -> Path | None:
         """Where other programs find the file."""
@@ -187,6 +198,11 @@ class MemoryFiles:
         """Make a file whole, in place of any other of that name."""
         with self.writing:
             self._system().pipe_file(self._full(path), payload)
+
+    def remove(self, path: str) -> None:
+        """Remove a file; folders are but parts of names here."""
+        with self.writing:
+            self._system().rm_file(self._full(path))
 
     def local_path(self, path: str) -> Path | None:
         """None: memory is not in a file system."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -164,6 +164,14 @@ class Store:
         """
         with self._explained(path, f"cannot write {len(payload):,} bytes"):
             self.files.replace(self._path(path), payload)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, and folders that are empty then; one that is gone already is fine.
+
+        For what is no result, such as the progress of a training that is over.
+        """
+        with self._explained(path, "cannot remove"), suppress(FileNotFoundError):
+            self.files.remove(self._path(path))
 
     def _path(self, path: str) -> str:
         parts = [part for part in path.split("/") if part]

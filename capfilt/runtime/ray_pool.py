@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from capfilt.errors import CapfiltError, ShardError
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5  # how long the loop may sleep before it looks at clocks and stop requests
 
 
+Together = Callable[[AnyJob, Sequence[int]], Iterator[ShardReport]]
+"""Does shards whose workers work together: `ray_train.run_together`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaySettings:
     """Where the actors live, and how patient the pool is with them."""
@@ -38,17 +42,27 @@ class RaySettings:
 class RayPool:
     """Runs chains of jobs on a Ray cluster, which is joined or started on creation.
 
+    Args:
+        settings: where the actors live, and how patient the pool is.
+        together: does the shards of a job whose workers work together; needed for such jobs only.
+
     Raises:
         CapfiltError: no cluster can be joined or started.
     """
 
-    def __init__(self, settings: RaySettings) -> None:
+    def __init__(self, settings: RaySettings, *, together: Together | None = None) -> None:
         self._settings = settings
+        self._together = together
         self._cluster = connect(settings.cluster)
 
     def run(self, chain: Sequence[AnyJob], shards: Sequence[int]) -> Iterator[ShardReport]:
         """Take every shard through the chain; see `pool.Pool.run`."""
         self._cluster.check_room(chain)
+        if any(job.resources.together for job in chain):
+            [job] = chain
+            assert self._together is not None, f"{job.stage}: nobody who lets workers work together"
+            yield from self._together(job, shards)
+            return
         dispatcher = Dispatcher([_demand(job) for job in chain], shards, self._settings.limits)
         crew = Crew()
         try:

@@ -2,7 +2,8 @@
 
 Index, caption, score and select run as one chain: a shard goes to the filter as soon as it is
 captioned, so captioner and filter work at the same time. Download, dedup, publish and train wait
-for all shards of what they read.
+for all shards of what they read. A round that is published is measured (`round_report`), and one
+that has collapsed is not trained on (`collapse`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from capfilt.config import Recipe
 from capfilt.pool import Pool
 from capfilt.stages import caption, dedup, download, index, publish, score, select, train
 from capfilt.stages.cascade import log_audit
+from capfilt.stages.collapse import check_round
+from capfilt.stages.round_report import RoundReport, record_round, round_report
 from capfilt.stages.shards import Funnel, run_jobs
 from capfilt.stages.sources import web_shards
 from capfilt.stages.tables import Tables, open_tables
@@ -49,5 +52,13 @@ def run_round(recipe: Recipe, tables: Tables, pool: Pool) -> Iterator[Funnel]:
     yield from (funnels[stage.STAGE] for stage in CHAIN)
     yield dedup.run(recipe, tables, pool)
     yield publish.run(recipe, tables, pool)
+    report = record_round(recipe, tables)
     if tables.has("train"):
+        before = None if tables.round == 0 else _round_before(recipe, tables)
+        check_round(report, before, recipe.guard, where=tables.store.url)
         yield train.run(recipe, tables, pool)
+        record_round(recipe, tables)
+
+
+def _round_before(recipe: Recipe, tables: Tables) -> RoundReport | None:
+    return round_report(recipe, open_tables(recipe, tables.round - 1))

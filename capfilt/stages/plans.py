@@ -36,6 +36,10 @@ STAGES: dict[str, StageFacts] = {
 """The stages in the order of the loop."""
 
 
+PROGRESS_FIELDS = ("tensorboard", "checkpoint_minutes", "checkpoint_steps", "checkpoints_kept")
+"""How training notes how far it is; that changes no byte of what it leaves."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digests:
     """Digests of what a round reads from outside the run."""
@@ -48,6 +52,7 @@ class Digests:
     human: str | None = None  # of the human shards' names and contents
     tokenizer: str | None = None  # of its directory; null if it is the captioner's
     start: str | None = None  # of the model training starts from
+    continued: str | None = None  # of the model a later round goes on from
 
 
 def stage_plans(recipe: Recipe, round_number: int, digests: Digests) -> dict[str, Plan]:
@@ -84,10 +89,11 @@ def stage_plans(recipe: Recipe, round_number: int, digests: Digests) -> dict[str
     add("dedup", _options(recipe.dedup), select=digest("select"))
     add("publish", _options(recipe.publish), dedup=digest("dedup"))
     if recipe.train.human is not None:
-        train = {**_options(recipe.train, "human", "tokenizer", "start"), "seed": recipe.seed}
+        train = {**_options(recipe.train, "human", "tokenizer", "start", *PROGRESS_FIELDS),
+                 "seed": recipe.seed}  # fmt: skip
         add("train", train, publish=digest("publish"), human=digests.human,
             tokenizer=digests.tokenizer,
-            start=digests.start)  # fmt: skip
+            start=digests.start, continued=digests.continued)  # fmt: skip
     return plans
 
 

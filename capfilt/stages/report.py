@@ -40,6 +40,7 @@ from capfilt.stages.report_rows import (
 )
 from capfilt.stages.report_scores import Pick, TextView, Yardstick, text_view, yardstick_of
 from capfilt.stages.report_sections import Dropped, ReportedRound
+from capfilt.stages.round_report import round_report
 from capfilt.stages.shards import funnel_of
 from capfilt.stages.sources import WebShards, web_shards
 from capfilt.stages.status import round_status
@@ -109,6 +110,7 @@ def _reported(recipe: Recipe, tables: Tables) -> ReportedRound:
         texts=texts,
         steps=tuple(train_steps(tables)),
         audit=audit(tables, recipe.select) if recipe.score.cascade is not None else None,
+        report=round_report(recipe, tables),
     )
 
 

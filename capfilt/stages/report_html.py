@@ -52,6 +52,7 @@ REASON_WORDS: Mapping[str, str] = {
     Reason.DUPLICATE_EXACT: "the same bytes as an image that stays",
     Reason.DUPLICATE_PERCEPTUAL: "looks the same as an image that stays",
     Reason.DUPLICATE_EMBEDDING: "shows the same as an image that stays",
+    Reason.HELD_OUT: "the next models are measured on it, so they do not learn from it",
 }
 """What each reason means, for a reader who has not read the code."""
 

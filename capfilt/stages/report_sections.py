@@ -26,6 +26,7 @@ from capfilt.stages.report_html import (
     text_card,
     thumbnail,
 )
+from capfilt.stages.report_rounds import round_rows
 from capfilt.stages.report_rows import DuplicateGroup, Example
 from capfilt.stages.report_scores import (
     DROPPED,
@@ -36,6 +37,7 @@ from capfilt.stages.report_scores import (
     TextView,
     Yardstick,
 )
+from capfilt.stages.round_report import RoundReport
 from capfilt.stages.status import StageStatus
 
 SOURCE_NAMES: Mapping[TextSource, str] = {"web": "Web texts", "synthetic": "Captions"}
@@ -51,6 +53,7 @@ class ReportedRound:
     texts: TextView
     steps: tuple[TrainStep, ...]
     audit: Audit | None = None  # of the filter, if it is a cascade
+    report: RoundReport | None = None  # once texts are judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +152,9 @@ def _stage(status: StageStatus, *, full: int) -> str:
     )
 
 
-def score_charts(shown: ReportedRound, rounds: Sequence[ReportedRound]) -> str:
-    """Histograms of one round, and the shares of kept texts of all of them."""
-    scored = [round_ for round_ in rounds if round_.texts.totals.any()]
-    if not scored:
+def score_charts(shown: ReportedRound) -> str:
+    """Histograms of one round."""
+    if not shown.texts.totals.any():
         return ""
     charts = ""
     for i, source in enumerate(SOURCES):
@@ -162,7 +164,7 @@ def score_charts(shown: ReportedRound, rounds: Sequence[ReportedRound]) -> str:
             f"{_share_line(shown, source)}</figcaption>"
             f"{histogram(counts, yardstick=shown.yardstick, source=source)}</figure>"
         )
-    return f'<div class="charts">{charts}</div>{_rounds_table(scored) if len(scored) > 1 else ""}'
+    return f'<div class="charts">{charts}</div>'
 
 
 def _share_line(round_: ReportedRound, source: TextSource) -> str:
@@ -172,16 +174,18 @@ def _share_line(round_: ReportedRound, source: TextSource) -> str:
     return judged + (f", {waiting:,} wait for select" if waiting else "")
 
 
-def _rounds_table(rounds: Sequence[ReportedRound]) -> str:
-    head = "".join(f'<th class="number">{name} kept</th>' for name in SOURCE_NAMES.values())
-    rows = ""
-    for round_ in rounds:
-        cells = "".join(
-            f'<td class="number">{kept:,} of {total:,} · {percent(kept, total)}</td>'
-            for total, kept in (judged_and_kept(round_, source) for source in SOURCES)
-        )
-        rows += f"<tr><td>{round_.number}</td>{cells}</tr>"
-    return f'<div class="scroll"><table><tr><th>Round</th>{head}</tr>{rows}</table></div>'
+def rounds_table(reports: Sequence[RoundReport]) -> str:
+    """What was measured of each round, side by side; nothing of no round."""
+    if not reports:
+        return ""
+    head = "".join(f'<th class="number">Round {report.round}</th>' for report in reports)
+    rows = "".join(
+        f"<tr><td>{plain(name)}</td>"
+        + "".join(f'<td class="number">{plain(cell)}</td>' for cell in cells)
+        + "</tr>"
+        for name, cells in round_rows(reports)
+    )
+    return f'<div class="panel scroll"><table><tr><th>Figure</th>{head}</tr>{rows}</table></div>'
 
 
 def drop_list(dropped: Sequence[Dropped]) -> str:

@@ -165,12 +165,8 @@ def _planned(
 
 def _find_sources(recipe: Recipe, store: Store, round_number: int) -> dict[str, Source]:
     """What the round reads, digested now; or, if it is out of reach, as this run once found it."""
-    captioner, filter_ = _round_models(recipe, store, round_number)
     recorded = _recorded_sources(store, round_number)
-    wanted: dict[str, Wanted] = {
-        "captioner": captioner,
-        "filter": filter_,
-    }
+    wanted = _round_models(recipe, round_number)
     if recipe.download.urls is not None:
         wanted["web"] = (recipe.download.urls, _file)
     elif recipe.input.shards is not None:
@@ -193,10 +189,10 @@ def _find(name: str, look: Callable[[str], Source], recorded: Source | None) -> 
         raise
 
 
-def _round_models(recipe: Recipe, store: Store, round_number: int) -> tuple[Wanted, Wanted]:
+def _round_models(recipe: Recipe, round_number: int) -> dict[str, Wanted]:
     """Captioner and filter of a round: the recipe's, then what the round before trained."""
     if round_number == 0:
-        return (recipe.caption.model, _model), (recipe.score.model, _model)
+        return {"captioner": (recipe.caption.model, _model), "filter": (recipe.score.model, _model)}
     before = open_tables(recipe, round_number - 1)
     if not before.has("train"):
         raise CapfiltError(
@@ -204,7 +200,10 @@ def _round_models(recipe: Recipe, store: Store, round_number: int) -> tuple[Want
             "set train.human to the shards of human pairs"
         )
     before.require("train", 1)
-    return _trained(before.of("train"), "captioner"), _trained(before.of("train"), "filter")
+    folders = {"captioner": "captioner", "filter": "filter"}
+    if recipe.train.continue_from_previous:
+        folders["continued"] = "blip"
+    return {role: _trained(before.of("train"), folder) for role, folder in folders.items()}
 
 
 def _trained(table: Table, folder: str) -> Wanted:

@@ -1,67 +1,46 @@
 """The train stage's worker: pre-trains a BLIP and finetunes a captioner and a filter from it.
 
-One process, one device. Pairs come in an order that is a permutation keyed by (seed, epoch), their
-images decoded one batch ahead in processes that may be killed.
+Three phases one after the other, each from wherever an earlier try left it. In a process group of
+torch.distributed the workers train together: each takes its slice of every batch, and the first one
+gives the models.
 """
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 import capfilt_blip.checkpoint
 from capfilt.config import TrainSection
 from capfilt.errors import CapfiltError, CheckpointError
-from capfilt.io.images import ImageDecoder, Refused
-from capfilt.io.rows import LazyRows
-from capfilt.records import TrainStep
-from capfilt.workers.batches import DecodedBatch, SourceImage, decoded_batches
-from capfilt.workers.order import EpochOrder
-from capfilt_blip.blip import Blip
-from capfilt_blip.checkpoint import load_captioner, save_blip, save_captioner, save_matcher
+from capfilt.io.images import ImageDecoder
+from capfilt.records import HeldOutCaption, TrainStep
+from capfilt.workers.trainer_exam import Exam
+from capfilt.workers.trainer_loop import LoopSettings, PhaseLoop, PhasePlan
+from capfilt.workers.trainer_pairs import TrainingSet, all_pairs, human_pairs
+from capfilt.workers.trainer_progress import Phase, ProgressFolder
+from capfilt.workers.trainer_sessions import Sessions
+from capfilt.workers.trainer_watch import Watching
+from capfilt_blip.augment import Augmentation
+from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
+from capfilt_blip.checkpoint import (
+    load_blip,
+    load_captioner,
+    save_blip,
+    save_captioner,
+    save_matcher,
+)
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.train.batches import TextImageBatch
-from capfilt_blip.train.contrast import ContrastSettings
-from capfilt_blip.train.loop import (
-    CaptionerSettings,
-    MatcherSettings,
-    PretrainSettings,
-    StepMetrics,
-    finetune_captioner,
-    finetune_matcher,
-    pretrain,
-)
-from capfilt_blip.train.optimizer import CosineSchedule, OptimizerSettings
-from capfilt_blip.transforms import random_resized_crops
-
-log = logging.getLogger(__name__)
-
-Phase = Literal["pretrain", "captioner", "filter"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingPair:
-    """An image and one text of it."""
-
-    image: SourceImage
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSet:
-    """All pairs of a training; rows are read as they are needed."""
-
-    web: Sequence[TrainingPair]  # published: web and synthetic texts
-    human: Sequence[TrainingPair]
-    lost: Mapping[str, int] = field(default_factory=dict)  # samples that are no pair, by reason
+from capfilt_blip.train.draws import key_of
+from capfilt_blip.train.errors import StateError, TrainingError
+from capfilt_blip.train.session import Session
+from capfilt_blip.train.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +50,7 @@ class Trained:
     files: tuple[tuple[str, str, bytes], ...]  # folder (blip, captioner, filter), name, content
     steps: tuple[TrainStep, ...]
     lost: Mapping[str, int] = field(default_factory=dict)  # pairs met and not read, by reason
+    captions: tuple[HeldOutCaption, ...] = ()  # of held-out images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +59,15 @@ class Given:
 
     tokenizer: Path
     start: Path | None  # a captioner, for its architecture and its vision encoder
+    continued: Path | None = None  # a BLIP of this very recipe, to go on from; before `start`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notebook:
+    """Where it is noted how a training goes."""
+
+    progress: ProgressFolder  # what a killed one goes on from
+    events: Path | None = None  # what is watched: losses, speed, captions; None keeps nothing
 
 
 class TrainWorker:
@@ -88,62 +77,132 @@ class TrainWorker:
         options: sizes, steps and rates.
         given: model directories that training starts with.
         decoder: decoding processes; closed with the worker.
-        seed: of order, initialisation, crops and dropout.
+        notebook: where it is noted how the training goes.
+        seed: of order, initialisation, augmentation and dropout.
         device: of the model.
     """
 
     def __init__(
-        self, options: TrainSection, given: Given, decoder: ImageDecoder, *, seed: int, device: str
+        self,
+        options: TrainSection,
+        given: Given,
+        decoder: ImageDecoder,
+        *,
+        notebook: Notebook,
+        seed: int,
+        device: str,
     ) -> None:
         self._options = options
         self._tokenizer = Tokenizer.from_dir(given.tokenizer)
         self._start = given.start
+        self._continued = given.continued
         self._decoder = decoder
+        self._progress = notebook.progress
+        self._events = notebook.events
         self._seed = seed
         self._device = device
-        self._lost = dict[tuple[str, str], str]()  # reason by image and text
+        self._world = World.current()
+        self._sessions = Sessions(options, self._tokenizer, world=self._world, seed=seed)
         torch.set_num_threads(options.num_threads)
 
     def __call__(self, inputs: Sequence[TrainingSet]) -> list[Trained]:
         """One set of models per training set."""
-        return [self._train(pairs) for pairs in inputs]
+        try:
+            return [self._train(pairs) for pairs in inputs]
+        except (TrainingError, StateError) as err:
+            raise CapfiltError(f"train: {err}") from err
 
     def close(self) -> None:
         """End the decoding processes."""
         self._decoder.close()
 
     def _train(self, pairs: TrainingSet) -> Trained:
-        options, steps = self._options, list[TrainStep]()
-        self._lost.clear()
+        size, sessions = self._options.finetune_image_size_px, self._sessions
+        loop = self._loop(pairs)
         torch.manual_seed(self._seed)
         model = self._new_blip().to(self._device)
-        everything = _joined(pairs.web, pairs.human)
-        steps += self._logged("pretrain", self._pretrain(model, everything))
-        size = options.finetune_image_size_px
+        notes = [loop.run(self._pretraining(model, pairs))]
         captioner = model.captioner(image_size_px=size)
-        steps += self._logged("captioner", finetune_captioner(
-            captioner, self._finetuning_batches(pairs.human), tokenizer=self._tokenizer,
-            settings=CaptionerSettings(optimizer=self._finetuning_optimizer(), seed=self._seed),
-        ))  # fmt: skip
+        tuning = self._finetuning(
+            "captioner", captioner, lambda: sessions.captioner(captioner), pairs
+        )
+        notes.append(loop.run(tuning))
         matcher = model.matcher(image_size_px=size)
-        steps += self._logged("filter", finetune_matcher(
-            matcher, self._finetuning_batches(pairs.human), tokenizer=self._tokenizer,
-            settings=MatcherSettings(
-                optimizer=self._finetuning_optimizer(), contrast=self._contrast(), seed=self._seed
-            ),
-        ))  # fmt: skip
-        files = [
-            *_saved("blip", lambda to: save_blip(to, model=model, tokenizer=self._tokenizer)),
-            *_saved("captioner", lambda to: save_captioner(
-                to, model=captioner, tokenizer=self._tokenizer)),
-            *_saved("filter", lambda to: save_matcher(
-                to, model=matcher, tokenizer=self._tokenizer)),
-        ]  # fmt: skip
-        lost = Counter(self._lost.values())
-        return Trained(files=tuple(files), steps=tuple(steps), lost=lost)
+        tuning = self._finetuning("filter", matcher, lambda: sessions.matcher(matcher), pairs)
+        notes.append(loop.run(tuning))
+        return Trained(
+            files=tuple(self._files(model, captioner, matcher)),
+            steps=tuple(row for phase in notes for row in phase.steps),
+            lost=Counter(self._progress.lost().values()),
+            captions=tuple(caption for phase in notes for caption in phase.captions),
+        )
+
+    def _pretraining(self, model: Blip, pairs: TrainingSet) -> PhasePlan:
+        options, seed = self._options, key_of("pretrain", self._seed)
+        return PhasePlan(
+            phase="pretrain",
+            model=model,
+            open_session=lambda: self._sessions.pretraining(model),
+            pairs=all_pairs(pairs, mixing=options.mixing, seed=seed),
+            num_steps=options.pretrain_steps,
+            side_px=options.image_size_px,
+            augmentation=self._augmentation(min_area=options.min_crop_area),
+            seed=seed,
+        )
+
+    def _finetuning(
+        self,
+        phase: Phase,
+        model: BlipCaptioner | BlipMatcher,
+        open_session: Callable[[], Session],
+        pairs: TrainingSet,
+    ) -> PhasePlan:
+        options, seed = self._options, key_of(phase, self._seed)
+        return PhasePlan(
+            phase=phase,
+            model=model,
+            open_session=open_session,
+            pairs=human_pairs(pairs, seed=seed),
+            num_steps=options.finetune_steps,
+            side_px=options.finetune_image_size_px or options.image_size_px,
+            augmentation=self._augmentation(min_area=options.finetune_min_crop_area),
+            seed=seed,
+        )
+
+    def _augmentation(self, *, min_area: float) -> Augmentation:
+        return Augmentation(
+            min_area=min_area,
+            flip_probability=self._options.flip_probability,
+            num_operations=self._options.num_augmentations,
+        )
+
+    def _loop(self, pairs: TrainingSet) -> PhaseLoop:
+        exam = Exam(pairs.held_out, self._decoder, self._tokenizer)
+        watching = Watching(
+            folder=self._events,
+            options=self._options,
+            tokenizer=self._tokenizer,
+            device=self._device,
+            num_devices=self._world.size,
+        )
+        settings = self._loop_settings()
+        return PhaseLoop(settings, self._progress, self._decoder, exam=exam, watching=watching)
+
+    def _loop_settings(self) -> LoopSettings:
+        options = self._options
+        return LoopSettings(
+            batch_size=options.batch_size,
+            log_every=options.log_every,
+            save_every=options.checkpoint_steps,
+            save_after_s=60 * options.checkpoint_minutes,
+            device=self._device,
+            world=self._world,
+        )
 
     def _new_blip(self) -> Blip:
-        """An untrained BLIP, seeing as the model it starts from does, if there is one."""
+        """An untrained BLIP, seeing as the model it starts from does, or the one to go on from."""
+        if self._continued is not None:
+            return load_blip(self._continued, image_size_px=self._options.image_size_px)[0]
         if self._start is None:
             return Blip(_architecture(self._options, self._tokenizer))
         try:
@@ -162,113 +221,15 @@ class TrainWorker:
         model.vision.load_state_dict(sized.vision.state_dict())
         return model
 
-    def _pretrain(self, model: Blip, pairs: Sequence[TrainingPair]) -> Iterator[StepMetrics]:
-        options = self._options
-        schedule = CosineSchedule(
-            peak=options.learning_rate,
-            num_steps=options.pretrain_steps,
-            num_warmup_steps=min(options.warmup_steps, options.pretrain_steps // 2),
+    def _files(
+        self, blip: Blip, captioner: BlipCaptioner, matcher: BlipMatcher
+    ) -> Iterator[tuple[str, str, bytes]]:
+        words = self._tokenizer
+        yield from _saved("blip", lambda to: save_blip(to, model=blip, tokenizer=words))
+        yield from _saved(
+            "captioner", lambda to: save_captioner(to, model=captioner, tokenizer=words)
         )
-        return pretrain(
-            model,
-            self._batches(
-                pairs,
-                num_steps=options.pretrain_steps,
-                side_px=options.image_size_px,
-                min_area=options.min_crop_area,
-            ),
-            tokenizer=self._tokenizer,
-            settings=PretrainSettings(
-                optimizer=self._optimizer(schedule), contrast=self._contrast(), seed=self._seed
-            ),
-        )
-
-    def _finetuning_batches(self, pairs: Sequence[TrainingPair]) -> Iterator[TextImageBatch]:
-        options = self._options
-        return self._batches(
-            pairs,
-            num_steps=options.finetune_steps,
-            side_px=options.finetune_image_size_px or options.image_size_px,
-            min_area=options.finetune_min_crop_area,
-        )
-
-    def _batches(
-        self, pairs: Sequence[TrainingPair], *, num_steps: int, side_px: int, min_area: float
-    ) -> Iterator[TextImageBatch]:
-        generator = torch.Generator().manual_seed(self._seed)
-        order = EpochOrder(num_rows=len(pairs), seed=self._seed)
-        ordered = LazyRows(range(num_steps * self._options.batch_size), lambda i: pairs[order(i)])
-        for batch in decoded_batches(
-            ordered,
-            lambda pair: pair.image,
-            self._decoder,
-            batch_images=self._options.batch_size,
-            side_px=side_px,
-        ):
-            rows, pixels = batch.readable()
-            self._lost.update(_refused(batch))
-            if len(rows) < 2:
-                raise CapfiltError(_undecoded(batch))
-            images = torch.from_numpy(pixels)
-            if min_area < 1 or self._options.flip_probability > 0:
-                images = random_resized_crops(
-                    images,
-                    generator=generator,
-                    min_area=min_area,
-                    flip_probability=self._options.flip_probability,
-                )
-            yield TextImageBatch(
-                images=images,
-                texts=[row.text for row in rows],
-                image_ids=[row.image.key for row in rows],
-            )
-
-    def _contrast(self) -> ContrastSettings:
-        return ContrastSettings(
-            queue_size=self._options.queue_size, num_ramp_steps=self._options.ramp_steps
-        )
-
-    def _optimizer(self, schedule: CosineSchedule) -> OptimizerSettings:
-        return OptimizerSettings(learning_rate=schedule, weight_decay=self._options.weight_decay)
-
-    def _finetuning_optimizer(self) -> OptimizerSettings:
-        options = self._options
-        return self._optimizer(
-            CosineSchedule(peak=options.finetune_learning_rate, num_steps=options.finetune_steps)
-        )
-
-    def _logged(self, phase: Phase, metrics: Iterator[StepMetrics]) -> Iterator[TrainStep]:
-        last: TrainStep | None = None
-        for step in metrics:
-            last = _row(phase, step)
-            if step.step % self._options.log_every == 0:
-                log.info("%s step %d: loss %.4f", phase, step.step, step.loss)
-                yield last
-                last = None
-        if last is not None:
-            yield last
-
-
-def _refused(batch: DecodedBatch[TrainingPair]) -> Iterator[tuple[tuple[str, str], str]]:
-    for row, seen in zip(batch.inputs, batch.pixels, strict=True):
-        if isinstance(seen, Refused):
-            yield (row.image.key, row.text), seen.reason
-
-
-def _undecoded(batch: DecodedBatch[TrainingPair]) -> str:
-    pairs = zip(batch.inputs, batch.pixels, strict=True)
-    key, why = next((row.image.key, seen) for row, seen in pairs if isinstance(seen, Refused))
-    return (
-        f"training: too few of a batch of {len(batch.inputs)} images can be decoded, at least 2 "
-        f"are needed; the first that cannot: {key}: {why.reason} ({why.detail})"
-    )
-
-
-def _joined(
-    first: Sequence[TrainingPair], second: Sequence[TrainingPair]
-) -> Sequence[TrainingPair]:
-    both = range(len(first) + len(second))
-    return LazyRows(both, lambda i: first[i] if i < len(first) else second[i - len(first)])
+        yield from _saved("filter", lambda to: save_matcher(to, model=matcher, tokenizer=words))
 
 
 def _architecture(options: TrainSection, tokenizer: Tokenizer) -> BlipConfig:
@@ -288,17 +249,3 @@ def _saved(folder: str, save: Callable[[Path], None]) -> Iterator[tuple[str, str
         save(Path(scratch))
         for path in sorted(Path(scratch).iterdir()):
             yield folder, path.name, path.read_bytes()
-
-
-def _row(phase: Phase, step: StepMetrics) -> TrainStep:
-    return TrainStep(
-        phase=phase,
-        step=step.step,
-        loss=step.loss,
-        itc_loss=step.itc_loss,
-        itm_loss=step.itm_loss,
-        lm_loss=step.lm_loss,
-        itm_accuracy=step.itm_accuracy,
-        learning_rate=step.learning_rate,
-        num_samples=step.num_samples,
-    )

@@ -13,8 +13,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from capfilt_blip.blip import BlipMatcher
+from capfilt_blip.vision import VisionTransformer
 
 
 class MomentumEncoder:
@@ -26,17 +28,24 @@ class MomentumEncoder:
     """
 
     def __init__(self, matcher: BlipMatcher, *, momentum: float = 0.995) -> None:
-        self._momentum = momentum
         self._online = matcher
-        # A deep copy stays in training mode: the original leaves dropout on in the slow copies.
-        self._average = copy.deepcopy(matcher).requires_grad_(False)
+        # In training mode: the original leaves dropout on in the slow copies.
+        self._average = copy.deepcopy(matcher).requires_grad_(False).train()
+        self._move = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+
+    @property
+    def vision(self) -> VisionTransformer:
+        """The slow image encoder."""
+        return self._average.vision
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Give the slow weights by name."""
+        return dict(self._average.named_parameters())
 
     def update(self) -> None:
         """Move the average a step towards the learning weights."""
-        with torch.no_grad():
-            pairs = zip(self._average.parameters(), self._online.parameters(), strict=True)
-            for slow, fast in pairs:
-                slow.lerp_(fast, 1 - self._momentum)
+        slow, fast = list(self._average.parameters()), list(self._online.parameters())
+        self._move(slow, fast, None)
 
     def encode(self, pixels: Tensor, token_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images and texts on their own.
@@ -71,7 +80,7 @@ class VectorQueue(nn.Module):
 
     def __init__(self, *, size: int, width: int) -> None:
         super().__init__()
-        self._size = size
+        self.size = size
         # It starts empty, not with noise as in the original: noise would be easy negatives.
         self.register_buffer("image_vectors", torch.empty(0, width))
         self.register_buffer("text_vectors", torch.empty(0, width))
@@ -96,4 +105,4 @@ class VectorQueue(nn.Module):
 
     def _joined(self, old: Tensor, new: Tensor) -> Tensor:
         joined = torch.cat([old, new.detach()])
-        return joined[max(0, len(joined) - self._size) :]
+        return joined[max(0, len(joined) - self.size) :]

@@ -118,39 +118,6 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
-def random_resized_crops(
-    images: Tensor,
-    *,
-    generator: torch.Generator,
-    min_area: float = 0.5,
-    flip_probability: float = 0.0,
-) -> Tensor:
-    """Cut a random part out of each image and blow it up to the whole size, for training.
-
-    One generator draws for all, in their order; `augment.augment` draws for each image by its key.
-    BLIP keeps at least 0.2 of the area in pre-training and 0.5 in finetuning, and mirrors every
-    second image. Mirroring is off here because it makes "left of" and "right of" false.
-
-    Args:
-        images: (B, S, S, 3) uint8.
-        generator: on the CPU; the same generator state gives the same crops.
-        min_area: smallest part of the area that is kept, in (0, 1].
-        flip_probability: chance that an image is mirrored, in [0, 1].
-
-    Returns:
-        (B, S, S, 3) uint8.
-    """
-    crops = []
-    for image in images:
-        draws = torch.rand(4, generator=generator).tolist()
-        window = crop_window(draws, side_px=image.shape[0], min_area=min_area)
-        crops.append(resized_crop(image, window))
-    flips = torch.rand(len(crops), generator=generator) < flip_probability
-    return torch.stack(
-        [crop.flip(1) if flip else crop for crop, flip in zip(crops, flips, strict=True)]
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """A part of an image, in whole pixels."""

@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
             (B, P, D), after the final LayerNorm; token 0 is the class token.
         """
         if pixels.is_cpu and not torch.is_grad_enabled():
-            return torch.cat([self._encode(part) for part in pixels.split(_IMAGES_AT_ONCE)])
+            return torch.cat([self._encode(part) for part in torch.split(pixels, _IMAGES_AT_ONCE)])
         return self._encode(pixels)
 
     def _encode(self, pixels: Tensor) -> Tensor:

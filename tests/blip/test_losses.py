@@ -38,34 +38,89 @@ def test_no_gradient_flows_through_targets() -> None:
     assert not targets.requires_grad
 
 
+def known(image_ids: list[int], text_ids: list[int]) -> torch.Tensor:
+    images, texts = torch.tensor(image_ids), torch.tensor(text_ids)
+    return losses.known_pairs(images, texts, all_image_ids=images, all_text_ids=texts)
+
+
 def test_known_pairs_are_same_image_or_same_text() -> None:
-    known = losses.known_pairs(torch.tensor([1, 1, 2]), torch.tensor([7, 8, 7]))
-    assert known.tolist() == [[True, True, True], [True, True, False], [True, False, True]]
+    found = known([1, 1, 2], [7, 8, 7])
+    assert found.tolist() == [[True, True, True], [True, True, False], [True, False, True]]
+
+
+def test_pairs_with_the_rows_of_others_are_known_too() -> None:
+    found = losses.known_pairs(
+        torch.tensor([1]),
+        torch.tensor([7]),
+        all_image_ids=torch.tensor([3, 1, 3]),
+        all_text_ids=torch.tensor([9, 9, 7]),
+    )
+    assert found.tolist() == [[False, True, True]]
+
+
+def uniform(num_rows: int) -> torch.Tensor:
+    """Evenly spaced draws in [0, 1), ends included."""
+    return torch.arange(num_rows, dtype=torch.float64) / num_rows
 
 
 def test_a_known_pair_is_never_a_negative() -> None:
     similarity = torch.full((3, 3), -50.0).fill_diagonal_(50)
     similarity[0, 1] = 50
-    known = torch.eye(3, dtype=torch.bool)
-    known[0, 1] = True
-    for _ in range(50):
-        drawn, found = losses.hard_negatives(similarity, known, generator=generator())
-        assert drawn[0] == 2 and drawn[1] != 1 and found.all()
+    pairs = torch.eye(3, dtype=torch.bool)
+    pairs[0, 1] = True
+    almost_one = torch.nextafter(torch.ones(1, dtype=torch.float64), torch.zeros(1).double())
+    for draw in (*uniform(50), almost_one[0]):
+        drawn, found = losses.hard_negatives(similarity, pairs, draws=draw.expand(3))
+        assert drawn[0] == 2 and drawn[1] != 1 and drawn[2] != 2 and found.all()
 
 
-def test_the_more_alike_wrong_partner_is_drawn_more_often() -> None:
+def test_wrong_partners_are_drawn_in_proportion_to_their_weights() -> None:
     similarity = torch.tensor([[0.0, 3.0, 0.0]]).repeat(3000, 1)
-    known = torch.zeros(3000, 3, dtype=torch.bool)
-    known[:, 0] = True
-    drawn, _ = losses.hard_negatives(similarity, known, generator=generator())
-    expected = math.exp(3) / (math.exp(3) + 1)
-    assert abs(float((drawn == 1).float().mean()) - expected) < 0.02
+    pairs = torch.zeros(3000, 3, dtype=torch.bool)
+    pairs[:, 0] = True
+    drawn, _ = losses.hard_negatives(similarity, pairs, draws=uniform(3000))
+    whole = math.exp(3) + 2
+    weights = [math.exp(3) / whole + 1e-4, 1 / whole + 1e-4]
+    expected = weights[0] / sum(weights)
+    assert abs(float((drawn == 1).float().mean()) - expected) <= 1 / 3000
 
 
 def test_a_row_without_a_wrong_partner_says_so() -> None:
-    known = torch.ones(2, 2, dtype=torch.bool)
-    _, found = losses.hard_negatives(torch.zeros(2, 2), known, generator=generator())
-    assert found.tolist() == [False, False]
+    pairs = torch.ones(2, 2, dtype=torch.bool)
+    drawn, found = losses.hard_negatives(torch.zeros(2, 2), pairs, draws=uniform(2))
+    assert found.tolist() == [False, False] and (drawn < 2).all()
+
+
+def test_similarities_that_are_no_numbers_still_give_a_candidate() -> None:
+    pairs = torch.eye(2, dtype=torch.bool)
+    drawn, _ = losses.hard_negatives(torch.full((2, 2), math.nan), pairs, draws=uniform(2))
+    assert (drawn >= 0).all() and (drawn < 2).all()
+
+
+def test_shares_sum_to_the_loss_of_the_whole() -> None:
+    ids = torch.randint(1, 10, (4, 6), generator=generator())
+    mask = torch.arange(6) < torch.tensor([[6], [2], [3], [5]])
+    logits = torch.randn(4, 6, 10, generator=generator())
+    pairs = torch.randn(4, 2, generator=generator())
+    is_match = torch.tensor([True, False, False, True])
+    shares = {"lm": torch.zeros(()), "itm": torch.zeros(()), "itc": torch.zeros(())}
+    for rows in (slice(0, 1), slice(1, 4)):
+        shares["lm"] += losses.lm_loss(
+            logits[rows], ids[rows], mask[rows], num_tokens=losses.num_learnt_tokens(mask)
+        )
+        shares["itm"] += losses.itm_loss(pairs[rows], is_match[rows], num_pairs=torch.tensor(4))
+        targets = torch.full((4, 10), 0.1)[rows]
+        shares["itc"] += losses.itc_loss(logits[rows, 0], targets, num_rows=torch.tensor(4))
+    assert torch.allclose(shares["lm"], losses.lm_loss(logits, ids, mask))
+    assert torch.allclose(shares["itm"], losses.itm_loss(pairs, is_match))
+    assert torch.allclose(shares["itc"], losses.itc_loss(logits[:, 0], torch.full((4, 10), 0.1)))
+
+
+def test_an_unused_pair_is_not_learnt() -> None:
+    logits = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    used = torch.tensor([True, False])
+    found = losses.itm_loss(logits, torch.tensor([True, False]), used=used)
+    assert found.item() == pytest.approx(math.log(1 + math.e))
 
 
 def test_lm_learns_neither_prompt_nor_padding() -> None:

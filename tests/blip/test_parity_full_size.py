@@ -155,7 +155,10 @@ def test_greedy_and_beam_token_ids_are_equal(case: Case, num_beams: int) -> None
         max_new_tokens=limits.max_new_tokens,
         repetition_penalty=limits.repetition_penalty,
     )[:, len(PROMPT) :]
-    memory = case.captioner.text_decoder.project_memory(case.embeds)
+    # As the captioner reads images: as they are for greedy, by keys and values for beams.
+    num_queries = num_beams * (len(PROMPT) + limits.max_new_tokens)
+    memory = case.captioner.text_decoder.memory_for(case.embeds, num_queries=num_queries)
+    assert isinstance(memory.layers[0], Tensor) == (num_beams == 1)
     if num_beams == 1:
         found = generate_greedy(case.captioner, memory, prompt_ids=PROMPT, limits=limits)
     else:

@@ -66,7 +66,7 @@ def pretrained(
     num_steps: int, contrast: ContrastSettings = SMALL_QUEUE
 ) -> tuple[Blip, list[StepMetrics]]:
     model = blip()
-    settings = PretrainSettings(optimizer=adam(), contrast=contrast)
+    settings = PretrainSettings(optimizer=adam(num_steps=2 * num_steps), contrast=contrast)
     return model, list(pretrain(model, walls(num_steps), tokenizer=TOKENIZER, settings=settings))
 
 

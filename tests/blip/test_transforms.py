@@ -8,7 +8,6 @@ from PIL import Image
 from capfilt_blip.transforms import (
     fixed_batches,
     normalise,
-    random_resized_crops,
     to_device,
     to_uint8,
 )
@@ -86,37 +85,3 @@ def test_a_full_batch_is_not_copied_so_that_pinned_memory_stays_pinned() -> None
 def test_pinned_images_arrive_on_the_gpu_as_they_were() -> None:
     images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8).pin_memory()
     assert torch.equal(to_device(images, torch.device("cuda")).cpu(), images)
-
-
-def test_crops_depend_on_the_generator_alone() -> None:
-    images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
-    one, two = (
-        random_resized_crops(images, generator=torch.Generator().manual_seed(5)) for _ in range(2)
-    )
-    assert torch.equal(one, two)
-    assert not torch.equal(one, images)
-    assert one.shape == images.shape
-
-
-def test_a_crop_keeps_at_least_the_area_asked_for() -> None:
-    # The image's value is its column: the span of values in the crop is the span of columns kept.
-    columns = torch.arange(0, 240, 4, dtype=torch.uint8).view(1, 1, 60, 1).expand(40, 60, 60, 3)
-    generator = torch.Generator().manual_seed(0)
-    crops = random_resized_crops(columns, generator=generator, min_area=0.5).float()
-    kept = (crops.amax((1, 2, 3)) - crops.amin((1, 2, 3))) / 236
-    assert kept.min() > (0.5 * 3 / 4) ** 0.5 - 0.05
-    assert kept.min() < 0.9
-
-
-def test_nothing_is_mirrored_unless_asked_for() -> None:
-    columns = torch.arange(0, 240, 4, dtype=torch.uint8).view(1, 1, 60, 1).expand(30, 60, 60, 3)
-    rises = [
-        (crops[:, 0, -1, 0] > crops[:, 0, 0, 0]).float().mean().item()
-        for crops in (
-            random_resized_crops(
-                columns, generator=torch.Generator().manual_seed(0), flip_probability=chance
-            )
-            for chance in (0.0, 1.0)
-        )
-    ]
-    assert rises == [1.0, 0.0]

@@ -102,7 +102,8 @@ def test_markers_choose_the_width_of_numbers() -> None:
 
 def test_only_optional_fields_are_nullable() -> None:
     schema = arrow_schema(Score)
-    assert [f.name for f in schema if not f.nullable] == ["key", "text_source", "text_index"]
+    required = ["key", "text_source", "text_index", "audited"]
+    assert [f.name for f in schema if not f.nullable] == required
 
 
 def test_an_enum_is_stored_by_value_and_comes_back() -> None:

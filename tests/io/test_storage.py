@@ -103,6 +103,14 @@ def test_put_replaces(store: Store) -> None:
     assert store.read("latest") == b"second"
 
 
+def test_what_is_removed_is_gone_with_the_folders_it_leaves_empty(store: Store) -> None:
+    store.put("a/b/c", b"1")
+    store.put("a/d", b"2")
+    store.remove("a/b/c")
+    store.remove("a/b/c")
+    assert store.names("a") == ["d"]
+
+
 def test_a_store_can_be_pickled(store: Store) -> None:
     store.put_new("a", b"x")
     assert pickle.loads(pickle.dumps(store.child("b"))) == store.child("b")

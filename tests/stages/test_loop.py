@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from capfilt.stages.tables import open_tables
 from tests.small_run import (
     NUM_SHARDS,
     BackwardsPool,
+    IdlePool,
     SmallRun,
     StoppingPool,
     files_of,
@@ -122,6 +124,24 @@ def test_a_later_round_writes_other_captions_of_the_same_images(two_rounds: Smal
     assert [c.text for c in first] != [c.text for c in second]
 
 
+def test_a_later_round_trains_from_scratch(two_rounds: SmallRun) -> None:
+    second = two_rounds.tables(1, rounds=2, train=training(two_rounds.web))
+    assert set(second.plans["train"].inputs) == {"publish", "human"}
+
+
+def test_a_later_round_can_go_on_from_what_the_one_before_trained(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    run = small_run.copied_to(tmp_path / "run")
+    train = {**training(run.web), "continue_from_previous": True}
+    finished(run, rounds=2, train=train)
+    first, second = (run.tables(number, rounds=2, train=train) for number in range(2))
+    assert second.sources["continued"].name == f"{first.of('train').store.url}/blip"
+    assert "continued" not in first.plans["train"].inputs
+    assert second.plans["train"].inputs["continued"] == second.sources["continued"].digest
+    assert second.committed("train")
+
+
 def test_going_through_a_finished_run_again_changes_nothing(
     two_rounds: SmallRun, tmp_path: Path
 ) -> None:
@@ -129,6 +149,50 @@ def test_going_through_a_finished_run_again_changes_nothing(
     before = files_of(run.folder)
     finished(run, train=training(run.web))
     assert files_of(run.folder) == before
+
+
+COLLAPSED = {"min_captions": 1, "max_commonest_caption_share": 0.0}
+"""A guard that finds every round collapsed: some caption is always the commonest."""
+
+
+def test_a_collapsed_round_is_not_trained_on_and_its_tables_stay(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    run = small_run.copied_to(tmp_path / "run")
+    with pytest.raises(CapfiltError, match=r"run: round 0 is not trained on: the commonest"):
+        finished(run, rounds=2, train=training(run.web), guard=COLLAPSED)
+    assert results(run) == results(small_run)
+
+
+def test_a_run_that_goes_on_stops_at_the_same_place_for_the_same_reason(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    run = small_run.copied_to(tmp_path / "run", without=["groups", "dataset", "round.json"])
+    lines = []
+    for pool in (LocalPool(), IdlePool()):
+        with pytest.raises(CapfiltError) as caught:
+            finished(run, pool, train=training(run.web), guard=COLLAPSED)
+        lines.append(str(caught.value))
+    assert lines[0] == lines[1]
+    assert (run.folder / "round-000" / "round.json").exists()
+
+
+def test_a_round_that_nobody_trains_on_is_not_stopped(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copied_to(tmp_path / "run")
+    assert [f.stage for f in finished(run, guard=COLLAPSED)] == [*CHAIN, "dedup", "publish"]
+
+
+def test_a_later_round_is_compared_with_the_one_before(
+    two_rounds: SmallRun, tmp_path: Path
+) -> None:
+    run = two_rounds.copied_to(tmp_path / "run")
+    sections = {"train": training(run.web), "guard": {"min_captions": 1}}
+    first = run.folder / "round-000" / "round.json"
+    report = json.loads(first.read_text())
+    report["captions"] |= {"vocabulary": 90_000, "words_seen_once": 0}
+    first.write_text(json.dumps(report))
+    with pytest.raises(CapfiltError, match=r"round 1 .* the vocabulary fell from 90,000 to"):
+        finished(run, rounds=2, **sections)
 
 
 def test_a_second_round_needs_training(small_run: SmallRun) -> None:

@@ -183,8 +183,10 @@ def test_every_reason_of_the_run_is_on_the_page_with_its_count(page: str) -> Non
 @pytest.mark.parametrize(
     ("absent", "sections"),
     [
-        ([], ["funnel", "scores", "sample", "borderline", "duplicates", "dropped", "plans"]),
-        (["dataset", "groups"], ["funnel", "scores", "sample", "borderline", "dropped", "plans"]),
+        ([], ["funnel", "rounds", "scores", "sample", "borderline", "duplicates", "dropped",
+              "plans"]),
+        (["dataset", "groups"],
+         ["funnel", "rounds", "scores", "sample", "borderline", "dropped", "plans"]),
         (["dataset", "groups", "verdicts"],
          ["funnel", "scores", "sample", "borderline", "dropped", "plans"]),
         (["dataset", "groups", "verdicts", "scores"], ["funnel", "sample", "dropped", "plans"]),
@@ -196,7 +198,8 @@ def test_every_reason_of_the_run_is_on_the_page_with_its_count(page: str) -> Non
 def test_a_run_is_reported_as_far_as_it_has_come(
     absent: list[str], sections: list[str], small_run: SmallRun, tmp_path: Path
 ) -> None:
-    page = page_of(small_run.copied_to(tmp_path / "run", without=absent), tmp_path)
+    run = small_run.copied_to(tmp_path / "run", without=[*absent, "round.json"])
+    page = page_of(run, tmp_path)
     assert_inert(page)
     assert Outline(page).sections == sections
     assert page.count("not done yet") == len(absent)
@@ -272,6 +275,7 @@ def test_every_round_has_its_funnel_and_its_losses(two_rounds: SmallRun, tmp_pat
     assert_inert(page)
     assert page.count("<h3>Round 0</h3>") == 2
     assert page.count("<h3>Round 1</h3>") >= 1
+    assert '<th class="number">Round 0</th><th class="number">Round 1</th>' in page
     for phase in ("pretrain", "captioner", "filter"):
         assert f'aria-label="{phase}: losses by step"' in page
 

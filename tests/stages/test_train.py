@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,41 +15,12 @@ from capfilt.io.storage import Store
 from capfilt.io.tar import write_tar
 from capfilt.local_pool import LocalPool
 from capfilt.pool import Fetched
-from capfilt.records import PublishedSample, TrainStep
+from capfilt.records import HeldOutCaption, PublishedSample, TrainStep
 from capfilt.stages import train
 from capfilt.stages.shards import Funnel
-from capfilt.stages.train import (
-    MAX_OPEN_SHARDS,
-    human_texts,
-    list_pairs,
-    published_texts,
-    read_pairs,
-)
-from capfilt.workers.train import Trained, TrainingSet
+from capfilt.workers.train import Trained
+from capfilt.workers.trainer_pairs import TrainingSet
 from tests.small_run import SmallRun, files_of, rows_of, small_recipe, training
-
-
-@pytest.mark.parametrize(
-    ("texts", "field", "found"),
-    [
-        ({"txt": b"a cat"}, None, ["a cat"]),
-        ({"txt": b" \n"}, None, []),
-        ({"json": b'{"caption": "a cat"}'}, None, ["a cat"]),
-        ({"json": b'{"caption": ["a cat", "", "a pet"]}'}, None, ["a cat", "a pet"]),
-        ({"json": b'{"meta": {"texts": ["a", "b"]}}'}, "meta.texts", ["a", "b"]),
-        ({"json": b'{"meta": {"texts": ["a", "b"]}}'}, "meta.texts.1", ["b"]),
-        ({}, None, []),
-    ],
-)
-def test_all_texts_people_wrote_are_found(
-    texts: Mapping[str, bytes], field: str | None, found: list[str]
-) -> None:
-    assert human_texts(texts, text_field=field) == found
-
-
-def test_all_published_texts_are_found() -> None:
-    fields = {"texts": [{"text": "a"}, {"text": "b"}], "url": None}
-    assert published_texts({"txt": b"a", "json": json.dumps(fields).encode()}) == ["a", "b"]
 
 
 @pytest.fixture
@@ -73,9 +43,13 @@ def trained(run: SmallRun, **options: object) -> Funnel:
 def test_every_published_text_and_every_human_text_is_a_pair(run: SmallRun) -> None:
     pairs = pairs_of(run)
     rows = rows_of(run.tables(), "publish", PublishedSample)
-    assert Counter((p.image.sha256, p.text) for p in pairs.web) == Counter(
-        (row.image_sha256, text.text) for row in rows for text in row.texts
-    )
+    for source, found in (("web", pairs.web), ("synthetic", pairs.synthetic)):
+        assert Counter((p.image.sha256, p.text) for p in found) == Counter(
+            (row.image_sha256, text.text)
+            for row in rows
+            for text in row.texts
+            if text.text_source == source
+        )
     assert len(pairs.human) == 6
     assert all(hashlib.sha256(p.image.payload).hexdigest() == p.image.sha256 for p in pairs.human)
 
@@ -119,38 +93,6 @@ def test_a_sample_people_made_that_cannot_be_used_is_dropped_with_its_reason(
     funnel = trained(run, human=str(tmp_path / "human.tar"), finetune_steps=4)
     assert funnel.dropped == {"image_missing": 1, "image_unreadable": 1, "text_missing": 2}
     assert (funnel.rows_in, funnel.kept) == (44, 40)
-
-
-@pytest.fixture
-def many_shards(tmp_path: Path) -> list[str]:
-    """300 shards of a pair each."""
-    urls = [str(tmp_path / f"{number:05d}.tar") for number in range(300)]
-    for number, url in enumerate(urls):
-        Path(url).write_bytes(write_tar([("a.jpg", b"%d" % number), ("a.txt", b"a")]))
-    return urls
-
-
-def num_open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def test_open_files_do_not_grow_with_the_shards(many_shards: list[str]) -> None:
-    before = num_open_files()
-    pairs = read_pairs(list_pairs(many_shards, texts_of_anything, max_text_bytes=10))
-    assert num_open_files() <= before + 1
-    assert [pair.image.payload for pair in pairs] == [b"%d" % i for i in range(300)]
-    assert num_open_files() <= before + MAX_OPEN_SHARDS
-
-
-def texts_of_anything(texts: Mapping[str, bytes]) -> list[str]:
-    return [text.decode() for text in texts.values()]
-
-
-def test_a_text_too_long_for_any_caption_is_cut(tmp_path: Path) -> None:
-    tar = tmp_path / "long.tar"
-    tar.write_bytes(write_tar([("a.jpg", b"1"), ("a.txt", b"x" * 100)]))
-    [pair] = read_pairs(list_pairs([str(tar)], texts_of_anything, max_text_bytes=10))
-    assert pair.text == "x" * 10
 
 
 def test_committed_models_stay_when_a_second_training_gives_others(tmp_path: Path) -> None:
@@ -198,3 +140,43 @@ def test_training_needs_the_published_tars(run: SmallRun) -> None:
     sections = {"publish": {"webdataset": False}, "train": training(run.web)}
     with pytest.raises(CapfiltError, match=r"set publish\.webdataset: true"):
         train.job(run.recipe(**sections), run.tables(**sections))
+
+
+def test_held_out_pairs_are_measured_and_not_learnt_from(run: SmallRun) -> None:
+    options = {"held_out_pairs": 2, "pretrain_steps": 1, "finetune_steps": 1}
+    funnel = trained(run, **options)
+    assert funnel.dropped == {"held_out": 2}
+    tables = run.tables(train={**training(run.web), **options})
+    rows = rows_of(tables, "train", TrainStep)
+    assert {row.phase: measures_of(row) for row in rows} == {
+        "pretrain": {"text_recall", "image_recall", "cider_d"},
+        "captioner": {"cider_d"},
+        "filter": {"text_recall", "image_recall"},
+    }
+    # Two images: the right one is always among the first five.
+    assert {row.text_recall_at_5 for row in rows} == {1.0, None}
+    captions = rows_of(tables, "train", HeldOutCaption, role="held_out")
+    assert Counter(caption.phase for caption in captions) == {"pretrain": 2, "captioner": 2}
+    held_out = {pair.text for pair in pairs_of(run, **options).held_out}
+    assert {text for caption in captions for text in caption.human_texts} == held_out
+
+
+def measures_of(row: TrainStep) -> set[str]:
+    measures = {
+        "text_recall": row.text_recall_at_1,
+        "image_recall": row.image_recall_at_10,
+        "cider_d": row.cider_d,
+    }
+    return {name for name, value in measures.items() if value is not None}
+
+
+def test_what_is_held_out_leaves_something_to_learn_from(run: SmallRun) -> None:
+    with pytest.raises(CapfiltError, match=r"held_out_pairs sets all 6 human pairs aside"):
+        trained(run, held_out_pairs=6)
+
+
+def test_no_progress_is_left_of_a_training_that_is_committed(two_rounds: SmallRun) -> None:
+    folder = Path(two_rounds.tables(train=training(two_rounds.web)).of("train").store.url)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        "_commits", "blip", "captioner", "filter",
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 from safetensors.torch import load
 
 from capfilt.config import TrainSection
-from capfilt.errors import CapfiltError, CheckpointError
+from capfilt.errors import CapfiltError, CheckpointError, ShardError
 from capfilt.io.images import ImageDecoder, ImageLimits
+from capfilt.io.storage import Store
 from capfilt.workers.batches import SourceImage
-from capfilt.workers.train import Given, Trained, TrainingPair, TrainingSet, TrainWorker
+from capfilt.workers.train import Given, Notebook, Trained, TrainWorker
+from capfilt.workers.trainer_pairs import TrainingPair, TrainingSet
+from capfilt.workers.trainer_progress import ProgressFolder
 from tests.small_run import planted_shards, write_models
 
 OPTIONS = TrainSection(
@@ -47,11 +51,20 @@ def trained(
     *,
     seed: int = 0,
     start: Path | None = None,
+    continued: Path | None = None,
+    progress: ProgressFolder | None = None,
     **options: object,
 ) -> Trained:
-    given = Given(tokenizer=models / "captioner", start=start)
+    given = Given(tokenizer=models / "captioner", start=start, continued=continued)
+    # A folder of its own for each training: what one leaves there the next would go on from.
+    nowhere = Store.at_url("memory://train-tests").child(secrets.token_hex(8))
     worker = TrainWorker(
-        OPTIONS.model_copy(update=options), given, decoder, seed=seed, device="cpu"
+        OPTIONS.model_copy(update=options),
+        given,
+        decoder,
+        notebook=Notebook(progress=progress or ProgressFolder(nowhere, num_kept=1)),
+        seed=seed,
+        device="cpu",
     )
     [result] = worker([pairs])
     return result
@@ -107,6 +120,22 @@ def test_training_can_start_with_eyes_that_see(models: Path, decoder: ImageDecod
     assert not torch.allclose(after[words], before[words], atol=0.01)
 
 
+def test_training_can_go_on_from_all_weights_of_a_model(
+    models: Path, decoder: ImageDecoder, result: Trained, tmp_path: Path
+) -> None:
+    for folder, name, payload in result.files:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_bytes(payload)
+    still = {"learning_rate": 1e-12, "pretrain_steps": 1}
+    again = trained(models, decoder, seed=1, continued=tmp_path / "blip", **still)
+    before, after = (
+        load({(f, n): b for f, n, b in one.files}["blip", "model.safetensors"])
+        for one in (result, again)
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+
+
 def test_a_start_with_another_vocabulary_is_refused(
     models: Path, decoder: ImageDecoder, tmp_path: Path
 ) -> None:
@@ -115,9 +144,9 @@ def test_a_start_with_another_vocabulary_is_refused(
         trained(models, decoder, start=tmp_path / "captioner")
 
 
-def test_a_batch_of_broken_images_ends_the_training(models: Path, decoder: ImageDecoder) -> None:
-    pairs = [pair(0), pair(1, b"no image")]
-    with pytest.raises(CapfiltError, match=r"batch of 2 .* cannot: 1: image_unreadable \("):
+def test_images_that_are_all_broken_end_the_training(models: Path, decoder: ImageDecoder) -> None:
+    pairs = [pair(0, b"no image"), pair(1, b"no image")]
+    with pytest.raises(CapfiltError, match=r"16 images in a row .* \d: image_unreadable \("):
         trained(models, decoder, TrainingSet(web=pairs, human=pairs))
 
 
@@ -130,3 +159,47 @@ def test_a_pair_whose_image_is_broken_is_counted_once(models: Path, decoder: Ima
 def test_a_single_human_pair_is_too_few(models: Path, decoder: ImageDecoder) -> None:
     with pytest.raises(CapfiltError, match="at least 2 pairs, and there are 1"):
         trained(models, decoder, TrainingSet(web=PAIRS.web, human=PAIRS.human[:1]))
+
+
+class Dying(list[TrainingPair]):
+    """Pairs that can be read so many times."""
+
+    reads_left = 0
+
+    def __getitem__(self, row: object) -> TrainingPair:  # type: ignore[override]  # rows alone
+        assert isinstance(row, int)
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise ShardError("the power is gone")
+        return super().__getitem__(row)
+
+
+def folder_at(path: Path) -> ProgressFolder:
+    return ProgressFolder(Store.at_url(str(path)), num_kept=1)
+
+
+@pytest.mark.parametrize("num_reads", [1, 7, 9])
+def test_a_training_that_ends_anywhere_and_goes_on_gives_the_same_bytes(
+    models: Path, decoder: ImageDecoder, result: Trained, tmp_path: Path, num_reads: int
+) -> None:
+    web, human = Dying(PAIRS.web), Dying(PAIRS.human)
+    web.reads_left = human.reads_left = num_reads
+    with pytest.raises(ShardError, match="power"):
+        trained(models, decoder, TrainingSet(web=web, human=human),
+                progress=folder_at(tmp_path), checkpoint_steps=2)  # fmt: skip
+    begun = {path.parent.name for path in tmp_path.glob("*/step-*")}
+    assert begun == {1: set(), 7: {"pretrain"}, 9: {"pretrain", "captioner"}}[num_reads]
+    assert trained(models, decoder, progress=folder_at(tmp_path), checkpoint_steps=4) == result
+
+
+def test_a_finished_training_is_not_done_again(
+    models: Path, decoder: ImageDecoder, result: Trained, tmp_path: Path
+) -> None:
+    assert trained(models, decoder, progress=folder_at(tmp_path)) == result
+    unreadable = TrainingSet(web=Dying(PAIRS.web), human=Dying(PAIRS.human))
+    assert trained(models, decoder, unreadable, progress=folder_at(tmp_path)) == result
+
+
+def test_a_loss_that_is_no_number_is_told_in_one_line(models: Path, decoder: ImageDecoder) -> None:
+    with pytest.raises(CapfiltError, match=r"^train: step \d: \w+ is nan"):
+        trained(models, decoder, learning_rate=1e30, warmup_steps=0)

@@ -6,6 +6,7 @@ B batch, S image side in pixels, L text tokens.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,31 @@ class TextImageBatch:
         if any(len(row) != len(self.images) for row in rows):
             lengths = ", ".join(f"{len(row)}" for row in rows)
             raise ValueError(f"{len(self.images)} images came with {lengths} texts and names")
+
+    def split(self, num_parts: int) -> list[TextImageBatch]:
+        """Cut into parts, in order, whose sizes differ by one at most.
+
+        What is known of pairs is lost where its image and its text come into different parts, and
+        so do not meet.
+
+        Raises:
+            ValueError: there are fewer images than parts.
+        """
+        if num_parts == 1:
+            return [self]
+        if len(self.images) < num_parts:
+            raise ValueError(f"{len(self.images)} images cannot be cut into {num_parts} parts")
+        edges = [len(self.images) * part // num_parts for part in range(num_parts + 1)]
+        return [self._rows(slice(*rows)) for rows in itertools.pairwise(edges)]
+
+    def _rows(self, rows: slice) -> TextImageBatch:
+        return TextImageBatch(
+            images=self.images[rows],
+            texts=self.texts[rows],
+            image_ids=None if self.image_ids is None else self.image_ids[rows],
+            known_matches=None if self.known_matches is None else self.known_matches[rows, rows],
+            distractors=[row[rows] for row in self.distractors],
+        )
 
 
 def ids_of(names: Sequence[str], *, device: torch.device) -> Tensor:

@@ -1,22 +1,25 @@
-"""ITC and ITM of one batch: the contrast with momentum and queue, and what it finds hard.
+"""ITC of one batch: the contrast with momentum and queue, and what it finds hard.
 
-B batch, N candidates, Q queue, E shared width, P image tokens, L text tokens, S image side.
+B rows of this process, N candidates, Q queue, E shared width, P image tokens, L text tokens,
+S image side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from capfilt_blip import losses
-from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipMatcher
 from capfilt_blip.momentum import MomentumEncoder, VectorQueue
-from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.train.batches import TextImageBatch, ids_of, image_ids_of
+from capfilt_blip.train.pairs import Negatives, Pairs
+from capfilt_blip.train.world import World
+from capfilt_blip.vision import VisionTransformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +34,36 @@ class ContrastSettings:
     """Largest share of the slow encoders' own belief in the ITC targets."""
     num_ramp_steps: int = 1000
     """Steps in which that share grows from 0: two epochs in BLIP's pre-training."""
+    negatives: Negatives = "local"
+    """Whose rows of a batch are candidates, of ITC and as hard negatives: the process's own, as in
+    BLIP's pre-training, or those of all processes, as its finetuning on COCO draws its hard
+    negatives. The queue holds those of all processes either way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastLoss:
-    """The two losses of one batch, with gradient."""
+class Contrasted:
+    """What ITC found, in the rows of this process."""
 
-    itc: Tensor
-    itm: Tensor
-    itm_accuracy: float
-    """Share of ITM pairs judged right; 2/3 comes free by always saying "no match"."""
+    loss: Tensor
+    """Scalar, with gradient: this process's share."""
+    wrong_text: Tensor
+    """(B,) int64, candidate that is a hard wrong text of the image."""
+    has_wrong_text: Tensor
+    """(B,) bool."""
+    wrong_image: Tensor
+    """(B,) int64, candidate that is a hard wrong image of the text."""
+    has_wrong_image: Tensor
+    """(B,) bool."""
 
 
 class Contrast:
-    """Computes ITC and ITM of batch after batch; remembers the past in the queue.
+    """Computes ITC of batch after batch; remembers the past in the queue.
 
     Args:
         matcher: the model that learns.
-        temperature: scalar, learnt, of the ITC softmax; clamped in place at each batch.
-        tokenizer: makes the texts into tokens.
+        temperature: scalar, learnt, of the ITC softmax; clamped in place at each step.
         settings: see `ContrastSettings`.
-        max_tokens: longest text, special tokens included.
-        generator: of the hard negatives; on the CPU.
+        world: the processes.
     """
 
     def __init__(
@@ -60,19 +71,14 @@ class Contrast:
         matcher: BlipMatcher,
         *,
         temperature: nn.Parameter,
-        tokenizer: Tokenizer,
         settings: ContrastSettings,
-        max_tokens: int,
-        generator: torch.Generator,
+        world: World,
     ) -> None:
         self._matcher = matcher
         self._temperature = temperature
-        self._tokenizer = tokenizer
         self._settings = settings
-        self._max_tokens = max_tokens
-        self._generator = generator
-        self._num_batches = 0
-        self._num_samples = 0
+        self._world = world
+        self._soft_weight = 0.0
         self._average: MomentumEncoder | None = None
         size = 0
         if settings.momentum is not None:
@@ -81,108 +87,132 @@ class Contrast:
         self._queue = VectorQueue(size=size, width=matcher.config.shared_width)
         self._queue.to(temperature.device)
 
+    def begin(self, *, step: int) -> None:
+        """Do what is done once per step, before its losses."""
+        losses.clamp_temperature(self._temperature)
+        if self._average is not None:
+            self._average.update()
+            ramp = min(1.0, step / max(1, self._settings.num_ramp_steps))
+            self._soft_weight = ramp * self._settings.soft_weight
+
     def loss(
-        self, batch: TextImageBatch, *, pixels: Tensor, image_embeds: Tensor, memory: Memory
-    ) -> ContrastLoss:
-        """Compute both losses of a batch, and let the queue see it.
+        self, pairs: Pairs, *, cls_id: int, pixels: Tensor, image_embeds: Tensor, num_rows: Tensor
+    ) -> Contrasted:
+        """Contrast images and texts, let the queue see them, and draw hard negatives.
 
         Args:
-            batch: the texts, and what is known of them.
+            pairs: the texts, and what is known of them.
+            cls_id: token that the texts are read with.
             pixels: (B, 3, S, S), for the slow encoders.
             image_embeds: (B, P, D) of the learning encoder.
-            memory: keys and values of the same images.
+            num_rows: scalar, of all processes and parts of the batch.
         """
-        losses.clamp_temperature(self._temperature)
-        device = pixels.device
-        image_ids = image_ids_of(batch, first_sample=self._num_samples, device=device)
-        text_ids = ids_of(batch.texts, device=device)
-        known = losses.known_pairs(image_ids, text_ids)
-        if batch.known_matches is not None:
-            known = known | batch.known_matches.to(device)
-        sides = self._itc_sides(batch, pixels, image_embeds, image_ids, text_ids, known)
-        itc = (losses.itc_loss(*sides[0]) + losses.itc_loss(*sides[1])) / 2
-        to_text, to_image = (similarity[:, : len(known)] for similarity, _ in sides)
-        itm, accuracy = self._itm(batch, memory, to_text, to_image, known)
-        self._num_batches += 1
-        self._num_samples += len(batch.images)
-        return ContrastLoss(itc=itc, itm=itm, itm_accuracy=accuracy)
-
-    def _itc_sides(
-        self,
-        batch: TextImageBatch,
-        pixels: Tensor,
-        image_embeds: Tensor,
-        image_ids: Tensor,
-        text_ids: Tensor,
-        known: Tensor,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Similarity (B, N) and targets (B, N): images to texts, then texts to images."""
-        encoded = self._tokenizer.encode(batch.texts, first="cls", max_tokens=self._max_tokens)
-        tokens, mask = encoded.ids.to(pixels.device), encoded.mask.to(pixels.device)
+        tokens, mask = pairs.own.read_as(cls_id)[0], pairs.own.mask[0]
         images = self._matcher.image_vectors(image_embeds)
         texts = self._matcher.text_vectors(tokens, mask)
         slow_images, slow_texts = images, texts
-        soft_weight = 0.0
         if self._average is not None:
-            self._average.update()
             slow_images, slow_texts = self._average.encode(pixels, tokens, mask)
-            ramp = min(1.0, self._num_batches / max(1, self._settings.num_ramp_steps))
-            soft_weight = ramp * self._settings.soft_weight
-        queue = self._queue
-        positives = torch.cat([known, losses.cross_pairs(image_ids, queue.image_ids)], dim=1)
-        positives_back = torch.cat([known.T, losses.cross_pairs(text_ids, queue.text_ids)], dim=1)
-        all_images = torch.cat([slow_images, queue.image_vectors])  # (N, E)
-        all_texts = torch.cat([slow_texts, queue.text_vectors])  # (N, E)
-        to_text = self._side(images, slow_images, all_texts, positives, soft_weight)
-        to_image = self._side(texts, slow_texts, all_images, positives_back, soft_weight)
-        queue.push(
-            image_vectors=slow_images,
-            text_vectors=slow_texts,
-            image_ids=image_ids,
-            text_ids=text_ids,
+        # Without autocast: over a temperature of 0.07, what bfloat16 rounds would be 14 times it.
+        with _without_autocast(pixels.device):
+            slow = (slow_images.float(), slow_texts.float())
+            return self._contrasted(
+                pairs, fast=(images.float(), texts.float()), slow=slow, num_rows=num_rows
+            )
+
+    def vision_encoders(self) -> list[VisionTransformer]:
+        """Give the image encoders that are held here."""
+        return [] if self._average is None else [self._average.vision]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give what has to be saved, by name: the slow weights and the queue."""
+        slow = {} if self._average is None else self._average.named_parameters()
+        return {f"slow.{name}": weight for name, weight in slow.items()} | {
+            f"queue.{name}": vectors for name, vectors in self._queue.named_buffers()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave, as copies; the queue may be fuller or emptier."""
+        with torch.no_grad():
+            slow = {} if self._average is None else self._average.named_parameters()
+            for name, weight in slow.items():
+                weight.copy_(tensors[f"slow.{name}"])
+        for name, vectors in list(self._queue.named_buffers()):
+            saved = tensors[f"queue.{name}"][-self._queue.size :] if self._queue.size else vectors
+            setattr(self._queue, name, saved.to(vectors.device, copy=True))
+
+    def _contrasted(
+        self,
+        pairs: Pairs,
+        *,
+        fast: tuple[Tensor, Tensor],
+        slow: tuple[Tensor, Tensor],
+        num_rows: Tensor,
+    ) -> Contrasted:
+        """Do what `loss` does with image vectors and text vectors, each (B, E)."""
+        queue, near = self._queue, list(slow)
+        if pairs.is_global:
+            near = [self._world.gather_with_gradient(x, counts=pairs.counts) for x in slow]
+        to_text, to_text_loss = self._side(
+            fast[0],
+            slow[0],
+            candidates=torch.cat([near[1], queue.text_vectors]),
+            known=pairs.known_to_text,
+            known_past=losses.cross_pairs(pairs.image_ids, queue.image_ids),
+            num_rows=num_rows,
         )
-        return to_text, to_image
+        to_image, to_image_loss = self._side(
+            fast[1],
+            slow[1],
+            candidates=torch.cat([near[0], queue.image_vectors]),
+            known=pairs.known_to_image,
+            known_past=losses.cross_pairs(pairs.text_ids, queue.text_ids),
+            num_rows=num_rows,
+        )
+        if queue.size:
+            self._push(pairs, *slow)
+        wrong_text, has_wrong_text = losses.hard_negatives(
+            to_text, pairs.known_to_text, draws=pairs.draws[0]
+        )
+        wrong_image, has_wrong_image = losses.hard_negatives(
+            to_image, pairs.known_to_image, draws=pairs.draws[1]
+        )
+        return Contrasted(
+            loss=(to_text_loss + to_image_loss) / 2,
+            wrong_text=wrong_text,
+            has_wrong_text=has_wrong_text,
+            wrong_image=wrong_image,
+            has_wrong_image=has_wrong_image,
+        )
 
     def _side(
         self,
         vectors: Tensor,
         slow_vectors: Tensor,
+        *,
         candidates: Tensor,
-        positives: Tensor,
-        soft_weight: float,
-    ) -> tuple[Tensor, Tensor]:
-        similarity = vectors @ candidates.T / self._temperature  # (B, N)
-        beliefs = (slow_vectors @ candidates.T / self._temperature).detach()
-        return similarity, losses.itc_targets(beliefs, positives, soft_weight=soft_weight)
-
-    def _itm(
-        self,
-        batch: TextImageBatch,
-        memory: Memory,
-        to_text: Tensor,
-        to_image: Tensor,
         known: Tensor,
-    ) -> tuple[Tensor, float]:
-        """Judge each pair, a hard wrong text, a hard wrong image, and the distractors."""
-        text_of, image_has_wrong = losses.hard_negatives(to_text, known, generator=self._generator)
-        image_of, text_has_wrong = losses.hard_negatives(
-            to_image, known.T, generator=self._generator
-        )
-        wrong_texts = [batch.texts[index] for index in text_of.tolist()]
-        rows = [batch.texts, wrong_texts, *batch.distractors]
-        # The texts of one image follow each other, so that they share its keys and values.
-        own = self._itm_logits([row[b] for b in range(len(known)) for row in rows], memory)
-        swapped = self._itm_logits(batch.texts, memory.rows(image_of))
-        own_logits = own.view(len(known), len(rows), 2).transpose(0, 1).flatten(0, 1)
-        logits = torch.cat([own_logits, swapped])
-        is_match = torch.arange(len(logits), device=logits.device) < len(known)
-        used = torch.ones_like(is_match)
-        used[len(known) : 2 * len(known)] = image_has_wrong
-        used[len(own_logits) :] = text_has_wrong
-        right = (logits.argmax(dim=1) == is_match)[used]
-        return losses.itm_loss(logits[used], is_match[used]), float(right.float().mean())
+        known_past: Tensor,
+        num_rows: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Contrast one side: (B, N) similarities without the queue, and the loss."""
+        similarity = vectors @ candidates.T / self._temperature  # (B, N + Q)
+        beliefs = (slow_vectors @ candidates.T / self._temperature).detach()
+        positives = torch.cat([known, known_past], dim=1)
+        targets = losses.itc_targets(beliefs, positives, soft_weight=self._soft_weight)
+        loss = losses.itc_loss(similarity, targets, num_rows=num_rows)
+        return similarity[:, : known.shape[1]], loss
 
-    def _itm_logits(self, texts: Sequence[str], memory: Memory) -> Tensor:
-        encoded = self._tokenizer.encode(texts, first="enc", max_tokens=self._max_tokens)
-        device = memory.device
-        return self._matcher.itm_logits(encoded.ids.to(device), encoded.mask.to(device), memory)
+    def _push(self, pairs: Pairs, slow_images: Tensor, slow_texts: Tensor) -> None:
+        self._queue.push(
+            image_vectors=self._world.gather(slow_images, counts=pairs.counts),
+            text_vectors=self._world.gather(slow_texts, counts=pairs.counts),
+            image_ids=pairs.all_image_ids,
+            text_ids=pairs.all_text_ids,
+        )
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

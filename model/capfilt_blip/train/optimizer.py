@@ -1,9 +1,9 @@
-"""Learning rates over time, and the step that applies them."""
+"""Learning rates over time, the step that applies them, and AdamW's memory as named tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -64,7 +64,7 @@ class Optimizer:
     """Applies gradients at the learning rate of the step.
 
     Args:
-        parameters: what learns; a parameter that is shared counts once.
+        parameters: what learns, all on one device; a parameter that is shared counts once.
         settings: see `OptimizerSettings`.
     """
 
@@ -76,6 +76,8 @@ class Optimizer:
             lr=settings.learning_rate(0),
             betas=settings.betas,
             weight_decay=settings.weight_decay,
+            # One kernel for all weights, where launching kernels is what takes the time.
+            fused=True if self._parameters[0].is_cuda else None,
         )
 
     def step(self, loss: Tensor, *, step: int) -> tuple[float, float]:
@@ -84,15 +86,68 @@ class Optimizer:
         Returns:
             The learning rate used, and the length of the gradient before it was clipped.
         """
+        self.forget_gradient()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = self.clip_gradient()
+        return self.apply_gradient(step=step), float(norm)
+
+    def forget_gradient(self) -> None:
+        """Start a new gradient."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def clip_gradient(self) -> Tensor:
+        """Shorten the gradient to the longest allowed.
+
+        Returns:
+            Its length before, a scalar.
+        """
+        limit = self._settings.max_grad_norm
+        if limit is not None:
+            return nn.utils.clip_grad_norm_(self._parameters, limit)
+        return nn.utils.get_total_norm(
+            [weight.grad for weight in self._parameters if weight.grad is not None]
+        )
+
+    def apply_gradient(self, *, step: int) -> float:
+        """Change the weights, and give the learning rate used."""
         learning_rate = self._settings.learning_rate(step)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
-        self._adamw.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = self._settings.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
         self._adamw.step()
-        return learning_rate, float(norm)
+        return learning_rate
+
+    def moments(self, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Give what AdamW remembers of its parameters: two running means, and how many steps.
+
+        Args:
+            names: of all parameters.
+
+        Returns:
+            "exp_avg.NAME" and "exp_avg_sq.NAME" of the parameter's shape, and "step.NAME", a
+            scalar; zeros before the first step. They are AdamW's own tensors, not copies.
+        """
+        found = dict[str, Tensor]()
+        for name, weight in names.items():
+            moments = self._adamw.state.get(weight, {})
+            found[f"exp_avg.{name}"] = moments.get("exp_avg", torch.zeros_like(weight))
+            found[f"exp_avg_sq.{name}"] = moments.get("exp_avg_sq", torch.zeros_like(weight))
+            found[f"step.{name}"] = moments.get("step", torch.tensor(0.0))
+        return found
+
+    def load_moments(
+        self, names: Mapping[str, nn.Parameter], moments: Mapping[str, Tensor]
+    ) -> None:
+        """Take over what `moments` gave, as copies."""
+        name_of = {weight: name for name, weight in names.items()}
+        state = {
+            number: {
+                kind: moments[f"{kind}.{name_of[weight]}"].clone()
+                for kind in ("exp_avg", "exp_avg_sq", "step")
+            }
+            for number, weight in enumerate(self._parameters)
+        }
+        groups = self._adamw.state_dict()["param_groups"]
+        self._adamw.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _warmup(step: int, num_steps: int, *, peak: float, least: float) -> float:

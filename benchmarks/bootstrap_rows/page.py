@@ -1,0 +1,228 @@
+"""The page: tables and sentences made of findings, so that no figure on it is typed by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmarks.bootstrap_rows.arms import Arm, TextStep
+from benchmarks.bootstrap_rows.charts import dots
+from benchmarks.bootstrap_rows.findings import Findings, TextFacts
+from benchmarks.bootstrap_rows.photographs_page import PHOTOGRAPHS
+from benchmarks.bootstrap_rows.plans import Plan
+from benchmarks.bootstrap_rows.summary import Certainty, Gain, gain, spread
+
+MEASURES = ("text recall@1", "image recall@1", "true captions", "CIDEr")
+
+_ARMS = {
+    Arm.NONE: "web texts as they are",
+    Arm.FILTER: "web texts that the filter keeps",
+    Arm.CAPTIONER: "web texts, and a caption of each picture",
+    Arm.BOTH: "web texts and captions that the filter keeps: CapFilt",
+    Arm.SHARED: "the same; captioner and filter are one model (table 4 of the paper)",
+    Arm.SECOND: 'the same; captioner and filter are made of the BLIP of "both"',
+    Arm.TRUE: "web texts known to be true: what a perfect filter would leave",
+}
+_TEXT_STEPS = {
+    TextStep.FIRST: "first round",
+    TextStep.SHARED: "one shared model",
+    TextStep.SECOND: "second round",
+}
+_SHARES = {
+    "filter: AUC on web texts": "auc",
+    "web texts kept that are true": "precision",
+    "true web texts kept": "recall",
+    "captions that are true": "captions_true",
+    "kept captions that are true": "kept_captions_true",
+    "captions thrown away (noise ratio)": "rejected",
+}
+
+
+_HEAD = """# Does bootstrapping help?
+
+BLIP's table 1 (arXiv:2201.12086) in the small: does a BLIP that trains on captioned and filtered
+texts beat one that trains on the raw web? Written by `benchmarks/bootstrap.py`; repeat it with
+
+    python -m benchmarks.bootstrap --page docs/bootstrap.md
+
+The world is the miniature web, where it is known which text is true of which picture. The marks are
+those of the pre-trained BLIP as it is, without finetuning, on pictures that nobody trained on:
+retrieval in both directions among all of them (ITC finds candidates, ITM ranks them; each text is
+true of one picture only), and captions written by taking the likeliest word at each step, judged by
+the grammar's own parser (are they true?) and by CIDEr-D against five descriptions.
+
+The paper starts from a ViT trained on ImageNet and from BERT. Here the image encoder is that of the
+tiny captioner that is shipped, and the text side has learnt to name single things; all arms start
+there.
+"""
+
+
+def whole_page(found: Findings, plan: Plan) -> str:
+    """The page as Markdown."""
+    return f"{_HEAD}\n{sections(found, plan)}\n\n{PHOTOGRAPHS}"
+
+
+def sections(found: Findings, plan: Plan) -> str:
+    """All that was found on the miniature web, as Markdown."""
+    parts = [
+        _setting(plan),
+        _arms_list(),
+        "## What came out\n\n" + _marks_table(found),
+        "![Marks of each arm, a dot for each seed](bootstrap.svg)",
+        "Differences to `none`, by seed: the same world, start and order of steps in both.\n\n"
+        + _gains_table(found),
+        "## What was found\n\n" + "\n".join(_sentences(found)) + "\n\n" + _chance(found),
+        "## The texts\n\n" + _noise_table(found) + "\n\n" + _facts_table(found.facts),
+        "![Share of each training set that is not true](bootstrap_noise.svg)",
+    ]
+    return "\n\n".join(parts)
+
+
+def marks_chart(found: Findings) -> str:
+    """The marks, a panel for each."""
+    measures = [name for name in MEASURES if name in found.names]
+    return dots(
+        {name: {arm: list(found.values(arm, name).values()) for arm in Arm} for name in measures}
+    )
+
+
+def noise_chart(found: Findings) -> str:
+    """The noise of the training sets."""
+    noise = {arm: [row.noise for row in found.rows.get(arm, ())] for arm in Arm}
+    sizes = {arm: [row.num_texts / 1000 for row in found.rows.get(arm, ())] for arm in Arm}
+    return dots({"share of texts that are not true": noise, "texts, in thousands": sizes})
+
+
+def _setting(plan: Plan) -> str:
+    world, training = plan.world, plan.training
+    return (
+        f"Each seed has its own web of {world.num_web:,} pictures with alt texts of the kinds, in"
+        f" the shares of the miniature web, {world.num_human} human pairs, and {world.num_exam}"
+        f" pictures for the exam, all of one to {world.max_things} things. Every BLIP takes"
+        f" {training.num_steps:,} steps of {training.batch_size} pairs. The captioner is finetuned"
+        f" for {training.num_captioner_steps} steps and the filter for"
+        f" {training.num_filter_steps}, on the human pairs alone. Captions are drawn from the"
+        " nucleus (p = 0.9), one for each picture; a text is kept if its ITM probability is 0.5 or"
+        " more. The settings were chosen with seed 99, which is not reported, and only by how far"
+        " true texts alone beat all texts, and by how good captioner and filter are."
+    )
+
+
+def _arms_list() -> str:
+    lines = "\n".join(f"- `{arm}`: {what}." for arm, what in _ARMS.items())
+    return f"Every arm also trains on the human pairs. The arms:\n\n{lines}"
+
+
+def _marks_table(found: Findings) -> str:
+    measures = [name for name in MEASURES if name in found.names]
+    rows = [
+        [f"`{arm}`", *(_spread_cell(list(found.values(arm, name).values())) for name in measures),
+         str(len(found.rows[arm]))]
+        for arm in found.rows
+    ]  # fmt: skip
+    return _table(["arm", *measures, "seeds"], rows) + (
+        "\n\nMean, standard deviation over seeds (n - 1), and range. CIDEr is CIDEr-D; papers print"
+        " 100 times as much." + _missing(found)
+    )
+
+
+def _missing(found: Findings) -> str:
+    """Say which arms were not measured, or with fewer seeds than the others."""
+    most = max((len(rows) for rows in found.rows.values()), default=0)
+    counts = {arm: len(found.rows.get(arm, ())) for arm in Arm}
+    fewer = [f"`{arm}` with {_seeds(count)}" for arm, count in counts.items() if 0 < count < most]
+    none = [f"`{arm}`" for arm, count in counts.items() if count == 0]
+    said = f" Measured with fewer seeds: {', '.join(fewer)}." if fewer else ""
+    return said + (f" Not measured: {', '.join(none)}." if none else "")
+
+
+def _gains_table(found: Findings) -> str:
+    gains: dict[Arm, dict[str, Gain]] = {}
+    for arm, name, one in _gains(found):
+        gains.setdefault(arm, {})[name] = one
+    measures = [name for name in MEASURES if name in found.names]
+    rows = [
+        [f"`{arm}`", *(_gain_cell(one[name]) for name in measures)] for arm, one in gains.items()
+    ]
+    return _table(["arm", *measures], rows)
+
+
+def _gain_cell(one: Gain) -> str:
+    by_seed = ", ".join(f"{difference:+.3f}" for difference in one.differences.values())
+    return f"{one.mean:+.3f} ({by_seed})"
+
+
+def _gains(found: Findings) -> Iterator[tuple[Arm, str, Gain]]:
+    for arm in found.rows:
+        for name in MEASURES:
+            theirs, ours = found.values(Arm.NONE, name) if name in found.names else {}, {}
+            if arm is not Arm.NONE and theirs:
+                ours = found.values(arm, name)
+            if ours.keys() & theirs.keys():
+                yield arm, name, gain(ours, theirs)
+
+
+def _sentences(found: Findings) -> Iterator[str]:
+    """One line for each arm, by how sure its gains are."""
+    gains = list(_gains(found))
+    for arm in found.rows:
+        of_arm = {name: one for one_arm, name, one in gains if one_arm is arm}
+        if not of_arm:
+            continue
+        said = [
+            f"{certainty.value}: {', '.join(names)}"
+            for certainty in Certainty
+            if (names := [name for name, one in of_arm.items() if one.certainty is certainty])
+        ]
+        num_seeds = min(len(one.differences) for one in of_arm.values())
+        yield f"- `{arm}` against `none` ({_seeds(num_seeds)}): {'; '.join(said)}."
+
+
+def _chance(found: Findings) -> str:
+    """How easily luck alone sets two arms apart: all orders of their seeds are then as likely."""
+    num_seeds = max((len(rows) for rows in found.rows.values()), default=0)
+    orders = math.comb(2 * num_seeds, num_seeds)
+    return (
+        f"If two arms were alike, all {num_seeds} seeds of one would still beat all of the other by"
+        f" luck once in {orders} comparisons, and all differences would be positive once in"
+        f" {2**num_seeds}. Each seed is one world; nothing here says how it is in another world."
+    )
+
+
+def _seeds(number: int) -> str:
+    return "1 seed, which tells nothing about spread" if number == 1 else f"{number} seeds"
+
+
+def _noise_table(found: Findings) -> str:
+    rows = [
+        [f"`{arm}`", f"{statistics.fmean(row.num_texts for row in rows):,.0f}",
+         _range_cell([row.noise for row in rows])]
+        for arm, rows in found.rows.items()
+    ]  # fmt: skip
+    return _table(["arm", "texts to train on", "share not true"], rows)
+
+
+def _facts_table(facts: Mapping[TextStep, Sequence[TextFacts]]) -> str:
+    rows = []
+    for name, field in _SHARES.items():
+        columns = [[getattr(one, field) for one in facts[step]] for step in facts]
+        known = [[value for value in column if value is not None] for column in columns]
+        if all(known):
+            rows.append([name, *map(_range_cell, known)])
+    return _table(["", *(_TEXT_STEPS[step] for step in facts)], rows)
+
+
+def _spread_cell(values: Sequence[float]) -> str:
+    one = spread(values)
+    return f"{one.mean:.3f} ± {one.sd:.3f} ({one.low:.3f} to {one.high:.3f})"
+
+
+def _range_cell(values: Sequence[float]) -> str:
+    one = spread(values)
+    return f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
