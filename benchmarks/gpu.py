@@ -15,6 +15,7 @@ Each row stands alone: one that fails prints why, and the others go on. Groups:
     memory     of the GPU, by batch size
     decoding   a step of the decoding loop
     fp8        the image encoder in 8-bit floats
+    training   pre-training beside a plain loop over transformers' modules; memory of ViT-L
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ from benchmarks.gpu_rows.facts import machine
 from benchmarks.gpu_rows.rows import Job, Row, markdown
 from benchmarks.peers import quiet_transformers
 
-MODULES = ("facts", "speed", "pipeline", "sameness", "memory", "decoding", "fp8")
+MODULES = (
+    "facts", "speed", "pipeline", "sameness", "memory", "decoding", "fp8", "training",
+)  # fmt: skip
 GROUPS = (
     "facts", "caption", "score", "large", "pipeline", "sameness", "memory", "decoding", "fp8",
+    "training",
 )  # fmt: skip
 CORES = os.cpu_count() or 1
 

@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 from capfilt_blip.attention import Memory
-from capfilt_blip.blip import BlipCaptioner, BlipMatcher
+from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.checkpoint import save_captioner, save_matcher
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.decode import EagerWriting, Generated, Limits
@@ -33,7 +33,7 @@ TOP_P = 0.9
 LOGIT_DEVIATION = 6.0
 """Of logits over the vocabulary: so much that a few tokens have 90 % of the probability."""
 
-ModelT = TypeVar("ModelT", BlipCaptioner, BlipMatcher)
+ModelT = TypeVar("ModelT", Blip, BlipCaptioner, BlipMatcher)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from capfilt.config import Recipe
     from capfilt.console import ReportingPool
     from capfilt.pool import Pool
+    from capfilt.stages.shards import Funnel
 
 DESCRIPTION = """\
 CapFilt as a pipeline: a captioner writes texts for web images, a filter drops the texts that do
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("key", help="key (or its first digits), source key, or URL")
     explain.add_argument("--round", type=int, default=0, help="bootstrap round; default: 0")
     report = _add_recipe_command(commands, "report", "a page with the funnel and samples", _report)
-    report.add_argument("--out", default="report.html", help="default: report.html")
+    report.add_argument("--out", help="default: report.html in the run's folder")
     _add_demo(commands)
     schemas = commands.add_parser("schemas", help="write the JSON Schema of every table")
     schemas.add_argument("folder", nargs="?", default="schemas", help="default: schemas")
@@ -195,7 +196,6 @@ def _init(options: argparse.Namespace) -> None:
 def _run_stage(options: argparse.Namespace, *, stage: str) -> None:
     from importlib import import_module
 
-    from capfilt.console import show_funnel
     from capfilt.stages.status import open_rounds, stages_of
 
     recipe = _recipe(options)
@@ -206,11 +206,11 @@ def _run_stage(options: argparse.Namespace, *, stage: str) -> None:
     with _open_pool(recipe) as pool:
         for tables in rounds:
             if stage in stages_of(tables):
-                show_funnel(import_module(f"capfilt.stages.{stage}").run(recipe, tables, pool))
+                _show(import_module(f"capfilt.stages.{stage}").run(recipe, tables, pool), recipe)
 
 
 def _run_loop(options: argparse.Namespace) -> None:
-    from capfilt.console import show_funnel, show_rounds
+    from capfilt.console import show_rounds
     from capfilt.stages.loop import bootstrap
     from capfilt.stages.round_report import round_report
     from capfilt.stages.status import open_rounds
@@ -220,7 +220,9 @@ def _run_loop(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
     with _open_pool(recipe) as pool:
         for funnel in bootstrap(recipe, pool, rounds=recipe.rounds):
-            show_funnel(funnel)
+            _show(funnel, recipe)
+    if recipe.train.human is None:
+        print("train     skipped: train.human is null; set it to shards of human pairs to train")
     opened = open_rounds(recipe)
     measured = (round_report(recipe, tables) for tables in opened)
     show_rounds([report for report in measured if report is not None])
@@ -229,10 +231,23 @@ def _run_loop(options: argparse.Namespace) -> None:
             print(f"dataset of round {tables.round}: {tables.of('publish').store.url}")
 
 
+def _show(funnel: Funnel, recipe: Recipe) -> None:
+    """What a stage did, and after the first `index` whether it found the web's texts."""
+    from capfilt.console import show_funnel, show_warning
+    from capfilt.stages.tables import open_tables
+    from capfilt.stages.web_texts import missing_texts
+
+    show_funnel(funnel)
+    if (funnel.stage, funnel.round) == ("index", 0):
+        line = missing_texts(recipe, open_tables(recipe, 0))
+        if line is not None:
+            show_warning(line)
+
+
 def _status(options: argparse.Namespace) -> None:
     from capfilt.console import show_status, status_json
     from capfilt.speed_text import show_speed
-    from capfilt.stages.status import run_status, tuned_lines
+    from capfilt.stages.status import elsewhere_lines, run_status, tuned_lines
 
     recipe = _recipe(options)
     statuses = run_status(recipe)
@@ -241,9 +256,10 @@ def _status(options: argparse.Namespace) -> None:
         return
     begun = any(status.funnel.shards for status in statuses)
     folder = recipe.run if "://" in recipe.run else Path(recipe.run).resolve()
-    print(f"run {folder}" if begun else f"run {folder}: nothing is there yet under these settings")
+    elsewhere = elsewhere_lines(recipe)
+    print(f"run {folder}" if begun or elsewhere else f"run {folder}: nothing is there yet")
     show_status(statuses)
-    for line in tuned_lines(recipe):
+    for line in [*elsewhere, *tuned_lines(recipe)]:
         print(line)
     show_speed(statuses)
 
@@ -268,14 +284,21 @@ def _explain(options: argparse.Namespace) -> None:
     more = max(len(samples), len(lost)) - MAX_PASSPORTS
     if more > 0:
         print(f"and {more:,} more of that name; a key is unique")
+    if (elsewhere := tables.elsewhere()) is not None:
+        print(elsewhere)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from capfilt.stages.report import write_report
+    from capfilt.stages.report import report_path, write_report
+    from capfilt.stages.status import elsewhere_lines
 
-    with _writing(options.out):
-        write_report(_recipe(options), Path(options.out))
-    print(f"{Path(options.out).resolve()} is written; open it in a browser")
+    recipe = _recipe(options)
+    path = report_path(recipe) if options.out is None else Path(options.out)
+    with _writing(str(path)):
+        write_report(recipe, path)
+    print(f"{path.resolve()} is written; open it in a browser")
+    for line in elsewhere_lines(recipe):
+        print(line)
 
 
 def _schemas(options: argparse.Namespace) -> None:

@@ -7,12 +7,11 @@ work is done. `load_recipe` reports every problem together, each with the field'
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from capfilt.errors import RecipeError
+from capfilt.recipe_hints import known_fields
 from capfilt.recipe_yaml import apply_overrides, parse_yaml
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -48,6 +48,7 @@ BatchImages = Annotated[
 ]
 
 HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):[0-9]{1,5}")
+DEVICE = re.compile(r"cpu(:[0-9]+)?|cuda(:[0-9]+)?|mps(:0)?")
 PATCH_SIDE_PX = {"tiny": 8, "base": 16, "large": 16}
 MAX_SHOWN_CHARS = 80
 """Of a value that is wrong, in the message about it."""
@@ -441,7 +442,7 @@ class PoolSection(Section):
     address: str | None = None
     """Ray cluster to join; null joins the one a job runs in, or else starts one here."""
     device: str = "cpu"
-    """Device of the models: cpu, cuda, cuda:1 ..."""
+    """Device of the models: cpu, cuda, cuda:1 ... or mps."""
     memory_share: float = Field(0.8, gt=0, le=1)
     """Share of a GPU's memory, or without one of the machine's, that workers may fill where
     batch_images is auto. The workers on it share alike; the rest is for what comes and goes."""
@@ -470,6 +471,13 @@ class PoolSection(Section):
     """Workers of `publish`."""
     train: WorkersSection = WorkersSection()
     """Workers of `train`. More than one needs `kind: ray`: they train one model together."""
+
+    @field_validator("device")
+    @classmethod
+    def _name_a_device(cls, device: str) -> str:
+        if not DEVICE.fullmatch(device):
+            raise ValueError(f"found {device!r}; write cpu, cuda, cuda:1 or mps")
+        return device
 
 
 class Recipe(Section):
@@ -616,7 +624,7 @@ def _problem_line(problem: Mapping[str, object]) -> str:
     found = _shown(problem.get("input"))
     match problem["type"]:
         case "extra_forbidden":
-            return f"{field}: unknown field; {_known_fields(location)}"
+            return f"{field}: unknown field; {known_fields(Recipe, location)}"
         case "missing":
             return f"{field}: missing, and it has no default"
         case "value_error":
@@ -637,14 +645,3 @@ def _shown(value: object) -> str:
 
 def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _known_fields(location: tuple[object, ...]) -> str:
-    section: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        candidates = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
-        section = next(a for a in candidates if issubclass(a, BaseModel))
-    likely = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    hint = f"did you mean {likely[0]}? " if likely else ""
-    return f"{hint}known are {', '.join(section.model_fields)}"

@@ -148,6 +148,11 @@ def show_funnel(funnel: Funnel) -> None:
         Console().print(hint, style="bold yellow", soft_wrap=True)
 
 
+def show_warning(line: str) -> None:
+    """One line that the user should not pass over; it may quote what is not ours."""
+    Console().print(Text(f"warning: {printable(line)}", style="bold yellow"), soft_wrap=True)
+
+
 def show_status(statuses: Sequence[StageStatus]) -> None:
     """Where a run stands, as a table."""
     table = new_table("round", "stage", "shards>", "in>", "kept>", "dropped~")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 PlanValue = str | int | float | bool | None | list["PlanValue"] | dict[str, "PlanValue"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every plan: raised when code changes what the same settings produce."""
 
 

@@ -153,12 +153,12 @@ def test_an_exam_text_is_true_of_one_picture_only() -> None:
 
 
 def test_the_web_of_a_world_is_noisy_and_its_human_pairs_are_not() -> None:
-    world = miniature_world(5, replace(SIZE, num_web=150))
+    world = miniature_world(5, replace(SIZE, num_web=100))
     assert 0.5 < 1 - sum(world.web.is_true) / len(world.web.is_true) < 0.65
     assert world.human.noise == 0
     assert torch.equal(
         world.web.pixels,
-        miniature_world(5, replace(SIZE, num_web=150)).web.pixels,
+        miniature_world(5, replace(SIZE, num_web=100)).web.pixels,
     )
 
 
@@ -239,7 +239,7 @@ def run_script(*options: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_experiment_runs_whole_and_a_second_run_only_writes_the_page(tmp_path: Path) -> None:
     options = ["--plan", TINY.name, "--seeds", "0", "--work", str(tmp_path), "--processes", "1"]
     page, figures = tmp_path / "docs" / "bootstrap.md", tmp_path / "rows.json"
@@ -255,7 +255,7 @@ def test_the_experiment_runs_whole_and_a_second_run_only_writes_the_page(tmp_pat
     assert all(is_done(home(tmp_path / TINY.folder_name, 0), step) for step in NEEDS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_experiment_runs_on_photographs(tmp_path: Path) -> None:
     for split, num in (("train", 72), ("dev", 24)):
         with tarfile.open(tmp_path / f"{split}-00000.tar", "w") as tar:

@@ -229,6 +229,7 @@ def test_a_shard_that_fails_exits_with_1_and_is_named(say, fresh, small_run, tmp
 def test_the_status_of_a_fresh_run_is_that_nothing_is_done(say, fresh, tmp_path):
     code, out, _ = say("status", fresh)
     assert code == 0
+    assert out.startswith(f"run {tmp_path}/run: nothing is there yet\n")
     assert out.count("0/2") == 6
     assert not (tmp_path / "run").exists()
 
@@ -298,6 +299,63 @@ def test_nothing_can_be_explained_before_the_index(say, fresh, tmp_path):
     code, _, err = say("explain", fresh, "good-0")
     assert code == 1
     assert err == f"capfilt: {tmp_path}/run: nothing is indexed yet; run `capfilt index`\n"
+
+
+def test_results_under_other_settings_are_told_where_they_would_be_missed(say, done):
+    line = "results of caption exist under other settings (-> now): options.top_p: 0.9 -> 0.5\n"
+    changed = ["--set", "caption.top_p=0.5"]
+    code, out, _ = say("status", done, *changed)
+    assert (code, out.count(line)) == (0, 1)
+    assert say("explain", done, "good-0", *changed)[1].endswith(line)
+    assert say("select", done, *changed)[2].endswith(f"run `capfilt score` first; {line}")
+    assert "results of" not in say("status", done)[1]
+
+
+def test_a_sample_indexed_under_other_settings_only_is_not_called_missing(say, done, small_run):
+    code, _, err = say("explain", done, "good-0", "--set", "index.max_side_px=100")
+    assert (code, err) == (
+        1,
+        f"capfilt: {small_run.folder}: results of index exist under other settings (-> now): "
+        "options.max_side_px: 8192 -> 100\n",
+    )
+
+
+def test_a_report_goes_into_the_run_s_folder(say, small_run, tmp_path, monkeypatch):
+    run_ = small_run.copied_to(tmp_path / "run")
+    recipe = write_recipe(tmp_path / "recipe.yaml", run_)
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = say("report", recipe, "--set", "dedup.exact=false")
+    page = tmp_path / "run" / "report.html"
+    assert code == 0
+    assert out == (
+        f"{page} is written; open it in a browser\n"
+        "results of dedup exist under other settings (-> now): options.exact: true -> false\n"
+    )
+    assert page.is_file()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_goes_where_it_is_sent(say, done, tmp_path):
+    code, out, _ = say("report", done, "--out", f"{tmp_path}/page.html")
+    assert (code, out) == (0, f"{tmp_path}/page.html is written; open it in a browser\n")
+
+
+def test_a_run_that_has_not_begun_has_no_place_for_a_report(say, fresh, tmp_path):
+    code, _, err = say("report", fresh)
+    assert (code, err) == (
+        1,
+        f"capfilt: {tmp_path}/run: nothing is there yet; run `capfilt run` first, or name a file "
+        "with --out\n",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_index_without_texts_is_warned_of(say, fresh, monkeypatch):
+    code, out, _ = say("index", fresh, "--set", "input.text_field=none")
+    warning = out.splitlines()[1]
+    assert code == 0
+    assert warning.startswith("warning: 24 of the 24 samples of the first shards have no web text ")
+    assert "sample 'good-0' has a .txt; set input.text_field: null" in warning
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped("stopped on request; the same")])
@@ -383,7 +441,9 @@ def test_init_and_run_are_all_it_takes(say, small_run, tmp_path):
     code, out, _ = say("run", str(recipe), *small)
     assert code == 0
     first_words = [line.split()[0] for line in out.splitlines() if line.strip()]
-    assert first_words[:7] == ["index", "caption", "score", "select", "dedup", "publish", "The"]
+    stages = ["index", "caption", "score", "select", "dedup", "publish", "train"]
+    assert first_words[:8] == [*stages, "The"]
+    assert "train     skipped: train.human is null; set it to shards of human pairs" in out
     assert first_words[-1] == "dataset"
     assert "captions rejected (noise)" in out
     assert say("run", str(recipe), *small)[:2] == (0, out)

@@ -75,6 +75,15 @@ def test_every_problem_is_told_at_once_with_path_found_and_allowed():
         ({"rounds": 0}, "rounds: found 0; input should be greater than or equal to 1"),
         ({"rounds": 2}, "recipe: rounds is 2, and the second needs models trained in the first;"),
         ({"seed": 2**63}, f"seed: found {2**63}; input should be less than {2**63}"),
+        ({"pool": {"device": "tpu"}}, "pool.device: found 'tpu'; write cpu, cuda, cuda:1 or mps"),
+        ({"pool": {"device": "cuda:"}}, "pool.device: found 'cuda:'; write cpu, cuda, cuda:1 or"),
+        ({"min_itm_prob": 0.3}, "min_itm_prob: unknown field; did you mean select.min_itm_prob? "),
+        ({"model": "m"}, "model: unknown field; did you mean caption.model or score.model? known"),
+        ({"workers": 2}, "workers: unknown field; known are run, seed, rounds"),
+        (
+            {"select": {"itc_cos_drop": 0.1}},
+            "select.itc_cos_drop: unknown field; did you mean score.cascade.itc_cos_drop? known ",
+        ),
         ({1: 2}, "1: found 1; keys should be strings"),
         ({"input": {}}, "recipe: give input.shards or download.urls, one of the two; neither is"),
         ({"download": {"urls": "u"}}, "recipe: give input.shards or download.urls, one of the two"),
@@ -114,6 +123,11 @@ def test_every_problem_is_told_at_once_with_path_found_and_allowed():
 def test_a_wrong_value_is_explained(values, problem):
     [found] = problems(values)
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:15", "mps"])
+def test_a_device_is_one_torch_has(device):
+    assert check_recipe("r.yaml", {**SMALLEST, "pool": {"device": device}}).pool.device == device
 
 
 def test_a_long_value_is_not_quoted_whole():

@@ -138,6 +138,33 @@ def assert_same_files(left: Path, right: Path) -> None:
     assert all((left / name).read_bytes() == (right / name).read_bytes() for name in names)
 
 
+def submitted_without_a_cluster(**environment: str) -> tuple[int, str]:
+    """A job sent where no server is: exit code and standard error."""
+    ran = subprocess.run(
+        [str(ROOT / "jobs" / "submit.sh"), "run", "recipe.yaml"],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return ran.returncode, ran.stderr
+
+
+def test_a_cluster_out_of_reach_is_one_line() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    code, said = submitted_without_a_cluster(PATH=tools, RAY_API_SERVER_ADDRESS=address)
+    assert code == 1
+    assert said == (
+        f"jobs/submit.sh: no Ray job server answers at {address} ([Errno 111] Connection refused); "
+        "set RAY_API_SERVER_ADDRESS to your cluster's, or start one here: ray start --head\n"
+    )
+
+
+def test_a_machine_without_ray_is_told_what_to_install() -> None:
+    code, said = submitted_without_a_cluster(PATH="/usr/bin:/bin")
+    assert (code, said) == (
+        1, "jobs/submit.sh: there is no ray command here; run pip install 'ray[default]'\n"
+    )  # fmt: skip
+
+
 def test_submit_without_a_command_says_how() -> None:
     ran = subprocess.run(
         [str(ROOT / "jobs" / "submit.sh")], capture_output=True, text=True, check=False

@@ -32,10 +32,10 @@ def test_a_name_that_is_no_text_has_a_key() -> None:
 
 
 def test_a_plan_s_digest_is_the_sha256_of_its_canonical_json() -> None:
-    # sha256 of {"format":1,"inputs":{"shards":"00ff"},"options":{"a":null,"b":[1,2.5]},
+    # sha256 of {"format":2,"inputs":{"shards":"00ff"},"options":{"a":null,"b":[1,2.5]},
     # "round":0,"stage":"index"}, on one line
-    assert PLAN.digest == "448a77d627b78aa8d868c491adbae646db2cec8088700cfaad7bbfabee7d5181"
-    assert PLAN.folder == "448a77d627b7"
+    assert PLAN.digest == "7c5ee31e927ebf9f1819afc7d22bfd782ec6e130ccce1e80ef6e8efd5dd43e78"
+    assert PLAN.folder == "7c5ee31e927e"
 
 
 def test_the_order_in_which_options_are_given_does_not_count() -> None:

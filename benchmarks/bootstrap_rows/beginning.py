@@ -29,6 +29,7 @@ def beginning(folder: Path, naming: Training, *, num_pictures: int) -> Start:
         num_pictures: of single things.
     """
     if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
         made = _made(naming, num_pictures)
         beside = folder.with_suffix(".part")
         save_blip(beside, model=made.blip, tokenizer=made.tokenizer)

@@ -83,6 +83,7 @@ def text_facts(
     """Compare a round's captioner and filter with what is known."""
     kept = [prob >= MIN_ITM_PROB for prob in texts.web_probs]
     quality = filter_quality(kept, web_is_true)
+    shown = [i for i, prob in enumerate(texts.web_probs) if prob > 0]  # 0 is a missing text
     known = texts.captions_true
     kept_known = (
         None
@@ -96,7 +97,7 @@ def text_facts(
     return TextFacts(
         step=step,
         seed=seed,
-        auc=auc(texts.web_probs, web_is_true),
+        auc=auc([texts.web_probs[i] for i in shown], [web_is_true[i] for i in shown]),
         precision=quality.precision or 0.0,
         recall=quality.recall or 0.0,
         rejected=texts.rejected,

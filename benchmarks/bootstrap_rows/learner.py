@@ -45,7 +45,7 @@ class Training:
     peak_learning_rate: float = 1e-3
     num_captioner_steps: int = 150
     """On human pairs."""
-    num_filter_steps: int = 100
+    num_filter_steps: int = 120
     """On human pairs; the shared model of table 4 takes as many, for both tasks at once."""
     finetuning_rate: float = 5e-4
     queue_size: int = 512

@@ -54,7 +54,8 @@ def run(
         num_processes: tasks at a time.
         deadline: on `time.monotonic`; no task begins after it.
     """
-    beginning(folder / "start", plan.naming, num_pictures=plan.num_single_things)
+    torch.set_num_threads(1)  # as in the other processes, so that the start has the same bits
+    beginning(folder.parent / plan.start_name, plan.naming, num_pictures=plan.num_single_things)
     waiting = [task for task in tasks if not is_done(home(folder, task.seed), task.step)]
     running: dict[Future[None], Task] = {}
     # Not forked: a fork of a process whose torch has threads may hang.
@@ -93,7 +94,9 @@ def _take(plan: Plan, task: Task, folder: Path) -> None:
 
 @cache
 def _lab(plan: Plan, seed: int, folder: Path) -> Lab:
-    start = beginning(folder / "start", plan.naming, num_pictures=plan.num_single_things)
+    start = beginning(
+        folder.parent / plan.start_name, plan.naming, num_pictures=plan.num_single_things
+    )
     return Lab(
         folder=home(folder, seed),
         seed=seed,

@@ -21,10 +21,13 @@ class Spread:
 
 
 class Certainty(StrEnum):
-    """How sure it is that one arm is better than another."""
+    """How sure it is that one arm is better than another.
 
-    APART = "better by more than the spread: its worst seed beats the other's best"
-    ALWAYS = "better with every seed, but the seeds' ranges overlap"
+    By more than the spread: the worst seed of the one is better than the best of the other.
+    """
+
+    APART = "better by more than the spread"
+    ALWAYS = "better with every seed, but by less than the spread"
     MOSTLY = "better on average, not with every seed"
     NOT = "not better"
 

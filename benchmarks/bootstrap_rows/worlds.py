@@ -55,7 +55,7 @@ class Pairs:
     texts: Sequence[str]
     """T texts, none of them empty."""
     is_true: Sequence[bool]
-    """What is known of the T pairs, to be reported."""
+    """What is known of the T pairs, to be reported; a text of which nobody knows counts as true."""
 
     @property
     def noise(self) -> float:

@@ -12,7 +12,13 @@ from benchmarks.gpu_rows.bench import Bench
 from benchmarks.gpu_rows.rows import NO_TARGET, Comparison, Job, Target
 from benchmarks.peers import NUM_TOKENS, CaptionPair, ScorePair, random_texts
 from capfilt_blip.config import BlipConfig
-from capfilt_blip.flops import caption_flops, image_flops, itm_flops, memory_flops
+from capfilt_blip.flops import (
+    caption_flops,
+    image_flops,
+    itm_flops,
+    memory_flops,
+    reading_flops,
+)
 
 NUM_CHECKED = 4
 """Images whose answers are compared."""
@@ -124,8 +130,12 @@ def both(bench: Bench, size: str, *, target: Target) -> Comparison:
 def caption_gflops(config: BlipConfig, num_captions: int) -> float:
     """What captions of one image need, in 10**9 operations."""
     lengths = [NUM_TOKENS] * num_captions
-    image = image_flops(config.vision) + memory_flops(config)
-    return (image + caption_flops(config, prompt_tokens=1, new_tokens=lengths)) / 1e9
+    reading = reading_flops(config, num_queries=1 + sum(lengths))
+    return (
+        image_flops(config.vision)
+        + reading
+        + caption_flops(config, prompt_tokens=1, new_tokens=lengths)
+    ) / 1e9
 
 
 def score_gflops(config: BlipConfig, num_texts: int) -> float:

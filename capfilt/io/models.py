@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from huggingface_hub import snapshot_download
@@ -93,13 +94,30 @@ def model_type_of(directory: Path) -> str | None:
     Raises:
         CheckpointError: the directory holds no config.json, or it is not JSON.
     """
+    model_type = _config(directory).get("model_type")
+    return model_type if isinstance(model_type, str) else None
+
+
+def architecture_of(directory: Path) -> str | None:
+    """The one architecture a model's config.json lists; None if it lists none, or several.
+
+    Raises:
+        CheckpointError: as `model_type_of`.
+    """
+    listed = _config(directory).get("architectures")
+    match listed:
+        case [str(architecture)]:
+            return architecture
+    return None
+
+
+def _config(directory: Path) -> Mapping[str, Any]:
     file = _config_file(directory)
     try:
         config = json.loads(file.read_bytes())
     except ValueError as err:
         raise CheckpointError(f"{file}: is not JSON: {err}") from err
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    return model_type if isinstance(model_type, str) else None
+    return config if isinstance(config, dict) else {}
 
 
 def _config_file(directory: Path) -> Path:

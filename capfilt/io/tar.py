@@ -55,6 +55,10 @@ class TarDamage(StorageError):
         return f"the tar is damaged at byte {self.at_byte:,}: {self.why}"
 
 
+class CompressedTar(TarDamage):
+    """The file is whole, but cannot be read at a place: it is compressed."""
+
+
 class Member(NamedTuple):
     """A regular file inside a tar; a named tuple, since a shard has tens of thousands.
 
@@ -203,7 +207,7 @@ def _read_header(window: Window, known: KnownHeaders, position: int, end: int) -
     if (header := known.read(block)) is not None:
         return header
     if position == 0 and block.startswith(GZIP_MAGIC):
-        raise TarDamage(0, "a compressed tar, and a plain one is needed; gunzip it")
+        raise CompressedTar(0, "a compressed tar, and a plain one is needed; gunzip it")
     if len(block) < BLOCK:
         raise TarDamage(end, "the closing blocks are missing; the file was cut")
     if block.count(0) == BLOCK:

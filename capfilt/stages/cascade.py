@@ -18,7 +18,8 @@ from capfilt.config import Recipe, ScoreSection, SelectSection
 from capfilt.errors import CapfiltError
 from capfilt.io.parquet import from_bytes
 from capfilt.records import Score
-from capfilt.stages.tables import Source, Tables
+from capfilt.stages.source_notes import Source
+from capfilt.stages.tables import Tables
 from capfilt.workers.cascade import Cascade
 from capfilt.workers.kinds import is_blip
 

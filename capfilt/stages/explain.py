@@ -57,7 +57,8 @@ def find_lost(tables: Tables, name: str) -> list[Download]:
 def not_found(tables: Tables, name: str) -> CapfiltError:
     """What to tell a user whose name nothing has."""
     if not tables.committed("index"):
-        return CapfiltError(f"{tables.store.url}: nothing is indexed yet; run `capfilt index`")
+        found = tables.elsewhere(last="index") or "nothing is indexed yet; run `capfilt index`"
+        return CapfiltError(f"{tables.store.url}: {found}")
     return CapfiltError(
         f"{name!r}: no sample has this key, source key or URL; "
         f"keys are 32 hex digits, of which the first {MIN_PREFIX} are enough"

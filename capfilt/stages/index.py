@@ -19,10 +19,11 @@ from capfilt.io.inputs import expand_pattern
 from capfilt.io.parquet import table_from, to_bytes
 from capfilt.io.rows import LazyRows
 from capfilt.io.shards import ShardFile, open_shard
-from capfilt.io.tar import Member, TarDamage, TarSample, group_samples
+from capfilt.io.tar import CompressedTar, Member, TarDamage, TarSample, group_samples
 from capfilt.lineage import sample_key
 from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport
 from capfilt.records import Reason, Sample
+from capfilt.stages.other_plans import note_shards
 from capfilt.stages.shards import (
     Funnel,
     drop_counts,
@@ -60,11 +61,10 @@ def job(recipe: Recipe, tables: Tables) -> IndexJob:
     if recipe.input.shards is not None and len(indexed) < shards.count:
         expand_pattern(recipe.input.shards)
     refuse_other_web(shards, indexed)
-    return IndexJob(
-        recipe=recipe,
-        shards=shards,
-        table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
-    )
+    table = tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute")
+    if shards.urls:
+        note_shards(table.store, shards.urls)
+    return IndexJob(recipe=recipe, shards=shards, table=table)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +259,8 @@ class IndexJob:
         try:
             members.extend(file.members())
         except TarDamage as err:
+            if isinstance(err, CompressedTar):  # whole, so neither fetched again nor salvaged
+                raise ShardError(f"{file.url}: {err.why}") from err
             if self.recipe.input.damaged_shards == "refuse":
                 raise ShardError(
                     f"{file.url}: damaged at byte {err.at_byte}: {err.why}; fetch it again, or set "

@@ -31,7 +31,7 @@ from capfilt.records import (
     Score,
     Verdict,
 )
-from capfilt.stages.card import dataset_card, hub_metadata
+from capfilt.stages.card import dataset_card, how_made, hub_metadata
 from capfilt.stages.images import readable_samples
 from capfilt.stages.shards import (
     Funnel,
@@ -298,7 +298,9 @@ def describe(recipe: Recipe, tables: Tables) -> None:
     store.put("manifest.json", (canonical_json(manifest) + "\n").encode())
     plain = [{**asdict(funnel), "remainder": funnel.remainder} for funnel in funnels]
     store.put("funnel.json", (canonical_json(plain) + "\n").encode())
-    store.put("README.md", dataset_card(funnels, license_=recipe.publish.license).encode())
+    made = how_made(recipe, tables.sources, round_=tables.round)
+    card = dataset_card(funnels, made=made, license_=recipe.publish.license)
+    store.put("README.md", card.encode())
 
 
 def round_funnels(tables: Tables) -> list[Funnel]:

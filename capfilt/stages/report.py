@@ -20,6 +20,7 @@ from capfilt.config import Recipe
 from capfilt.errors import CapfiltError, ShardError, StorageError
 from capfilt.io.images import ImageDecoder, Refused
 from capfilt.io.shards import ShardFile, open_shard
+from capfilt.io.storage import Store
 from capfilt.io.thumbnails import thumbnail_jpeg
 from capfilt.records import Sample
 from capfilt.stages.cascade import audit
@@ -48,6 +49,23 @@ from capfilt.stages.tables import Tables, open_tables
 from capfilt.workers.kinds import gives_match_probability
 
 THUMBNAIL_PX = 128
+
+
+def report_path(recipe: Recipe) -> Path:
+    """Where a report goes that is not sent elsewhere: into the run's folder.
+
+    Raises:
+        StorageError: the run has no folder yet, or none that other programs can look into.
+    """
+    store = Store.at_url(recipe.run)
+    folder = store.local_path()
+    if folder is None:
+        raise StorageError(f"{store.url}: is no folder for a page; name a file with --out")
+    if not folder.is_dir():
+        raise StorageError(
+            f"{store.url}: nothing is there yet; run `capfilt run` first, or name a file with --out"
+        )
+    return folder / "report.html"
 
 
 def write_report(recipe: Recipe, path: Path) -> None:

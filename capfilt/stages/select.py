@@ -31,8 +31,9 @@ from capfilt.stages.shards import (
     run_jobs,
     undivided_resources_of,
 )
+from capfilt.stages.source_notes import Source
 from capfilt.stages.sources import web_shards
-from capfilt.stages.tables import Source, Tables
+from capfilt.stages.tables import Tables
 from capfilt.workers.kinds import gives_match_probability
 
 STAGE = "select"

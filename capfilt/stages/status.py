@@ -47,6 +47,12 @@ def tuned_lines(recipe: Recipe) -> list[str]:
     return [tuned.describe() for tables in open_rounds(recipe) for tuned in tables.tuned.values()]
 
 
+def elsewhere_lines(recipe: Recipe) -> list[str]:
+    """A line on results that exist under other settings only, of every round that can begin."""
+    found = (tables.elsewhere() for tables in open_rounds(recipe))
+    return list(dict.fromkeys(line for line in found if line is not None))
+
+
 def round_status(
     recipe: Recipe, tables: Tables, events: Sequence[ShardEvent] = ()
 ) -> list[StageStatus]:

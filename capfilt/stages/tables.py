@@ -10,31 +10,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from capfilt.config import Recipe
 from capfilt.errors import CapfiltError, CheckpointError, PlanError, StorageError
 from capfilt.io.commits import Commit, Table
-from capfilt.io.inputs import contents_digest, file_digest, pattern_digest, pattern_stamp
-from capfilt.io.models import digest_of, local_model, model_digest, model_type_of
+from capfilt.io.inputs import (
+    contents_digest,
+    file_digest,
+    pattern_digest,
+    pattern_stamp,
+    shard_urls,
+)
+from capfilt.io.models import (
+    architecture_of,
+    digest_of,
+    local_model,
+    model_digest,
+    model_type_of,
+)
 from capfilt.io.storage import Store
-from capfilt.lineage import Plan, canonical_json, plan_differences
+from capfilt.lineage import Plan, canonical_json
+from capfilt.stages.other_plans import in_a_line, other_plans, plan_changes
 from capfilt.stages.plans import STAGES, Digests, stage_plans
+from capfilt.stages.source_notes import Source, note_sources, noted_sources
 from capfilt.stages.tuned import ROLES, Tuned, recorded_sizes, with_sizes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Something read from outside: its name now, and the digest of its content."""
-
-    name: str
-    digest: str
-    model_type: str | None = None
-    """Of a model, the kind its config.json names: it decides which code runs it."""
-    stamp: str | None = None
-    """Of what is long to read, what changes with it: while it is the same, so is the digest."""
-
+from capfilt.workers.kinds import check_role
 
 Wanted = tuple[str, Callable[[str], Source]]
 """Name of a source, and what looks at it."""
@@ -77,7 +79,7 @@ class Tables:
         plan = self.plans[stage]
         described = plan.describe()
         if STAGES[stage].expensive and not recompute:
-            self._refuse_other_plans(stage, described)
+            self._refuse_other_plans(stage)
         self._record_sources(plan)
         self.folder(stage).child(plan.folder).put_new(
             "plan.json", (canonical_json(described) + "\n").encode()
@@ -97,11 +99,31 @@ class Tables:
         commits = self.committed(stage)
         missing = [shard for shard in range(shards) if shard not in commits]
         if missing:
+            elsewhere = self.elsewhere(last=stage)
             raise CapfiltError(
                 f"{self.store.url}: round {self.round}, {stage}: {len(missing)} of {shards} "
                 f"shards are not done yet (first: {missing[0]}); run `capfilt {stage}` first"
+                + (f"; {elsewhere}" if elsewhere else "")
             )
         return commits
+
+    def elsewhere(self, *, last: str | None = None) -> str | None:
+        """A line on results the user may miss: the first stage that has some, but none here.
+
+        Args:
+            last: the last stage to look at; None looks at all.
+
+        Returns:
+            What differs between the settings those results have and the recipe's; None if every
+            stage has begun under the recipe's settings, or under none.
+        """
+        stages = [stage for stage in STAGES if self.has(stage)]
+        for stage in stages[: stages.index(last) + 1] if last else stages:
+            begun = self.folder(stage).names(f"{self.plans[stage].folder}/_commits")
+            if not begun and (others := self._other_plans(stage)):
+                nearest = in_a_line(min(others.values(), key=len))
+                return f"results of {stage} exist under other settings (-> now): {nearest}"
+        return None
 
     def folder(self, stage: str) -> Store:
         """The folder of a stage's table; each plan has a folder of its own in it."""
@@ -115,17 +137,24 @@ class Tables:
         """
         read = {role: s for role, s in self.sources.items()
                 if s.digest in plan.inputs.values() or s.stamp is not None}  # fmt: skip
-        known = _recorded_sources(self.store, self.round)
-        self.store.put(_sources_file(self.round), _sources_json({**known, **read}))
+        known = noted_sources(self.store, self.round)
+        note_sources(self.store, self.round, {**known, **read})
 
-    def _refuse_other_plans(self, stage: str, described: Mapping[str, object]) -> None:
-        folder = self.folder(stage)
-        for name in folder.names():
-            if name == self.plans[stage].folder or not folder.names(f"{name}/_commits"):
-                continue  # a plan under which nothing was committed has cost nothing
-            changes = plan_differences(json.loads(folder.read(f"{name}/plan.json")), described)
+    def _other_plans(self, stage: str) -> dict[str, list[str]]:
+        """What differs, by folder, between the recipe's plan and others with committed shards."""
+        plan, folder = self.plans[stage], self.folder(stage)
+        return {
+            name: plan_changes(folder.child(name), plan.describe(), shards_now=self._named_shards)
+            for name in other_plans(folder, own=plan.folder)
+        }
+
+    def _named_shards(self) -> list[str] | None:
+        return None if self.has("download") else shard_urls(self.sources["web"].name)
+
+    def _refuse_other_plans(self, stage: str) -> None:
+        for changes in self._other_plans(stage).values():
             raise PlanError(
-                f"{folder.url}: {stage} ran here with other settings:\n"
+                f"{self.folder(stage).url}: {stage} ran here with other settings:\n"
                 + "\n".join(f"  {line}" for line in changes)
                 + "\nGo back to those settings, choose another `run` folder, or set "
                 "on_changed_settings: recompute to do this stage again beside the old results"
@@ -165,7 +194,7 @@ def _planned(
 
 def _find_sources(recipe: Recipe, store: Store, round_number: int) -> dict[str, Source]:
     """What the round reads, digested now; or, if it is out of reach, as this run once found it."""
-    recorded = _recorded_sources(store, round_number)
+    recorded = noted_sources(store, round_number)
     wanted = _round_models(recipe, round_number)
     if recipe.download.urls is not None:
         wanted["web"] = (recipe.download.urls, _file)
@@ -192,7 +221,8 @@ def _find(name: str, look: Callable[[str], Source], recorded: Source | None) -> 
 def _round_models(recipe: Recipe, round_number: int) -> dict[str, Wanted]:
     """Captioner and filter of a round: the recipe's, then what the round before trained."""
     if round_number == 0:
-        return {"captioner": (recipe.caption.model, _model), "filter": (recipe.score.model, _model)}
+        models = {"captioner": recipe.caption.model, "filter": recipe.score.model}
+        return {role: (name, partial(_model_for, role)) for role, name in models.items()}
     before = open_tables(recipe, round_number - 1)
     if not before.has("train"):
         raise CapfiltError(
@@ -230,6 +260,12 @@ def _model(name: str) -> Source:
     return Source(name=name, digest=model_digest(directory), model_type=model_type_of(directory))
 
 
+def _model_for(role: str, name: str) -> Source:
+    """A model a recipe names, if it is not one made for the other's work."""
+    check_role(name, role, architecture_of(local_model(name)))
+    return _model(name)
+
+
 def _file(name: str) -> Source:
     return Source(name=name, digest=file_digest(name))
 
@@ -244,19 +280,3 @@ def _contents(recorded: Source | None, name: str) -> Source:
     if recorded is not None and (recorded.name, recorded.stamp) == (name, stamp):
         return recorded
     return Source(name=name, digest=contents_digest(name), stamp=stamp)
-
-
-def _sources_file(round_number: int) -> str:
-    return f"inputs/round-{round_number:03d}.json"
-
-
-def _sources_json(sources: Mapping[str, Source]) -> bytes:
-    plain = {role: asdict(source) for role, source in sources.items()}
-    return (canonical_json(plain) + "\n").encode()
-
-
-def _recorded_sources(store: Store, round_number: int) -> dict[str, Source]:
-    if not store.exists(_sources_file(round_number)):
-        return {}
-    plain = json.loads(store.read(_sources_file(round_number)))
-    return {role: Source(**fields) for role, fields in plain.items()}

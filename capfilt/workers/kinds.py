@@ -52,6 +52,32 @@ def check_filter(name: str, model_type: str | None) -> None:
         )
 
 
+CAPTIONER = "BlipForConditionalGeneration"
+FILTER = "BlipForImageTextRetrieval"
+"""The architectures of a BLIP that was finetuned to be one or the other, as transformers calls
+them. One that was only pre-trained can be both."""
+
+
+def check_role(name: str, role: str, architecture: str | None) -> None:
+    """Refuse a captioner that stands where the filter should, and the other way round.
+
+    Args:
+        name: of the model, for the message.
+        role: `captioner` or `filter`.
+        architecture: as its config.json has it.
+
+    Raises:
+        CheckpointError: the model was finetuned for the other role.
+    """
+    made_for = {CAPTIONER: "captioner", FILTER: "filter"}.get(architecture or "", role)
+    if made_for != role:
+        field = {"captioner": "caption.model", "filter": "score.model"}[role]
+        raise CheckpointError(
+            f"{name}: is a {made_for} ({architecture}), and {field} names it as the {role}; "
+            "caption.model takes the captioner, score.model the filter"
+        )
+
+
 def check_dtype(name: str, model_type: str | None, dtype: DType) -> None:
     """Refuse a number format that a model cannot compute in, before anything is loaded.
 

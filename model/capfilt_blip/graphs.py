@@ -1,6 +1,6 @@
 """The decoding loop as CUDA graphs: a few launches for a caption in place of thousands.
 
-A step of the decoder is some 250 kernels, and a host needs longer to launch them than a GPU to run
+A step of the decoder is some 210 kernels, and a host needs longer to launch them than a GPU to run
 them. A captured loop is one graph for each few steps; between graphs the host looks whether all
 texts have ended. What it reads (memory, keys) is copied into tensors that stay in their place.
 
@@ -28,6 +28,10 @@ _STEPS_PER_GRAPH = 4
 
 _WARM_UP_ROUNDS = 2
 """Libraries make their plans and buffers in the first calls; capture wants them made."""
+
+_LOOPS_KEPT = 4
+"""Each holds a copy of its memory and the room its kernels need. A run asks for one shape; whoever
+asks for ever new ones, by other prompts or batch sizes, would fill the device."""
 
 
 class _Shape(NamedTuple):
@@ -69,10 +73,11 @@ class CapturedWriting:
         sampling: Sampling,
     ) -> Generated:
         """Draw texts; see `generate_sampled`."""
-        keys = torch.tensor(row_keys, dtype=torch.int64, device=memory.device)
-        generated = self._run(memory, keys, prompt_ids, limits=limits, sampling=sampling)
-        if generated is not None:
-            return generated
+        if sampling.top_p < 1 or sampling.top_k:  # or every draw would need the whole vocabulary
+            keys = torch.tensor(row_keys, dtype=torch.int64, device=memory.device)
+            generated = self._run(memory, keys, prompt_ids, limits=limits, sampling=sampling)
+            if generated is not None:
+                return generated
         return generate_sampled(
             self._writer,
             memory,
@@ -101,6 +106,8 @@ class CapturedWriting:
             sampling=sampling,
         )
         if shape not in self._loops:
+            for oldest in list(self._loops)[: 1 - _LOOPS_KEPT]:
+                del self._loops[oldest]
             self._loops[shape] = _CapturedLoop(self._writer, memory, keys, shape)
         return self._loops[shape].run(memory, keys)
 
@@ -138,17 +145,26 @@ class _CapturedLoop:
 
     @torch.inference_mode()
     def _captured(self) -> list[torch.cuda.CUDAGraph]:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives it no types
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_ROUNDS):
-                for step in range(self._writing.limits.max_new_tokens):
-                    self._write(step)
-        torch.cuda.synchronize()
+        # torch makes streams on its present device. If that is not the model's, the kernels go
+        # elsewhere and the graphs stay empty: every batch would get the captions of the first.
+        with torch.cuda.device(self._keys.device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives it no types
+            side.wait_stream(torch.cuda.current_stream())  # it has yet to copy memory and keys
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP_ROUNDS):
+                    for step in range(self._writing.limits.max_new_tokens):
+                        self._write(step)
+            torch.cuda.synchronize()
+            return self._captured_on(side)
+
+    def _captured_on(self, side: torch.cuda.Stream) -> list[torch.cuda.CUDAGraph]:
         pool, graphs = torch.cuda.graph_pool_handle(), []
         steps = range(self._writing.limits.max_new_tokens)
         for start in steps[::_STEPS_PER_GRAPH]:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # What another thread does is not captured, and must not end the capture: pinning memory
+            # for the next images is among the calls that would.
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                 for step in steps[start : start + _STEPS_PER_GRAPH]:
                     self._write(step)
             graphs.append(graph)

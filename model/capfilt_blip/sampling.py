@@ -189,11 +189,13 @@ def _nucleus_among(
         quantised, token_ids = _ranked(probabilities, every_id.expand_as(probabilities))
         is_whole = torch.ones_like(quantised[:, 0], dtype=torch.bool)
     else:
-        quantised, token_ids = _ranked(*_top(probabilities, count))
+        likeliest = _top(probabilities, count)
+        quantised, token_ids = _ranked(*likeliest)
         # Which of several equal tokens are among the likeliest is chance, so the nucleus has to be
         # full without those that equal the last.
         above = quantised.masked_fill(quantised == quantised[:, -1:], 0).sum(-1)
-        is_whole = above >= limit
+        # Or nothing else can be drawn, as after top-k: rounded numbers may miss the limit.
+        is_whole = (above >= limit) | (likeliest[0][:, -1] == 0)
     return token_ids, quantised.cumsum(-1) - quantised < limit, is_whole
 
 

@@ -214,3 +214,15 @@ def test_a_draw_from_the_likeliest_is_exact_where_it_says_so() -> None:
     drawn, is_exact = sample_from_likeliest(logits, row_keys=row_keys, step=2, sampling=Sampling())
     assert torch.equal(drawn[is_exact], exact[is_exact])
     assert is_exact[-1] and not is_exact[0]
+
+
+def test_a_draw_after_top_k_alone_is_exact() -> None:
+    # There is no nucleus; the 50 rounded probabilities add up to a little less or more than 1.
+    logits, row_keys = torch.randn(64, 30_524), keys(64)
+    sampling = Sampling(top_p=1.0, top_k=50)
+    drawn, is_exact = sample_from_likeliest(logits, row_keys=row_keys, step=0, sampling=sampling)
+    assert is_exact.all()
+    assert torch.equal(drawn, sample(logits, row_keys=row_keys, step=0, sampling=sampling))
+    every_id = logits.masked_fill(logits < logits.topk(50).values[:, -1:], -torch.inf)
+    noise = gumbel(row_keys, step=0, token_ids=torch.arange(30_524))
+    assert torch.equal(drawn, (every_id + noise).argmax(-1))

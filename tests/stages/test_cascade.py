@@ -12,7 +12,7 @@ from capfilt.io.parquet import table_from
 from capfilt.records import DecidedBy, Score, TextSource, Verdict
 from capfilt.stages.cascade import Audit, audit, audit_of, check_cascade, wilson_interval
 from capfilt.stages.report import write_report
-from capfilt.stages.tables import Source
+from capfilt.stages.source_notes import Source
 from tests.small_run import SmallRun, finished, rows_of
 
 POLICY = SelectSection(min_itm_prob=0.5, min_itm_prob_synthetic=0.8)

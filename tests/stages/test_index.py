@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import itertools
 import os
@@ -165,6 +166,21 @@ def test_a_cut_tar_is_refused_and_the_others_are_done(cut_run: SmallRun) -> None
     assert f"index, shard 1: {cut_run.web}/00001.tar: damaged at byte" in str(refused.value)
     assert "input.damaged_shards: salvage" in str(refused.value)
     assert list(cut_run.tables().committed("index")) == [0]
+
+
+@pytest.mark.parametrize("damaged_shards", ["refuse", "salvage"])
+def test_a_compressed_tar_is_not_called_damaged(
+    small_run: SmallRun, tmp_path: Path, damaged_shards: str
+) -> None:
+    run = replace(small_run, folder=tmp_path / "run", web=tmp_path)
+    (tmp_path / "00000.tar").write_bytes(gzip.compress(write_tar([("a.txt", b"a")])))
+    sections = {"input": {"shards": f"{tmp_path}/00000.tar", "damaged_shards": damaged_shards}}
+    with pytest.raises(ShardError) as refused:
+        index.run(run.recipe(**sections), run.tables(**sections), LocalPool())
+    assert str(refused.value).splitlines()[1] == (
+        f"  index, shard 0: {tmp_path}/00000.tar: a compressed tar, and a plain one is needed; "
+        "gunzip it"
+    )
 
 
 def test_a_cut_tar_is_salvaged_up_to_the_damage_when_asked_to(cut_run: SmallRun) -> None:

@@ -14,7 +14,7 @@ from capfilt.errors import CapfiltError
 from capfilt.io.parquet import arrow_schema, records_from, table_from
 from capfilt.records import DecidedBy, Score, TextSource, Verdict
 from capfilt.stages.select import Policy, Thresholds, check_policy, judge
-from capfilt.stages.tables import Source
+from capfilt.stages.source_notes import Source
 
 
 def score(

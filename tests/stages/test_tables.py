@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import capfilt
 from capfilt.errors import CapfiltError, CheckpointError, PlanError, StorageError
 from capfilt.lineage import plan_differences
 from capfilt.local_pool import LocalPool
@@ -17,6 +18,8 @@ from capfilt.stages import caption, select
 from capfilt.stages.shards import funnel_of
 from capfilt.stages.tables import open_tables
 from tests.small_run import IdlePool, SmallRun, files_of, finished, training
+
+OTHER_CAPTIONER = str(Path(capfilt.__file__).parent / "miniature" / "weights" / "captioner")
 
 
 def test_a_run_that_is_done_is_not_done_again(small_run: SmallRun, tmp_path: Path) -> None:
@@ -50,7 +53,7 @@ def test_settings_under_which_nothing_was_committed_may_be_changed(
     assert len(list((run.folder / "round-000" / "captions").iterdir())) == 2
 
 
-@pytest.mark.parametrize("sections", [{"seed": 1}, {"caption": {"model": "filter"}}])
+@pytest.mark.parametrize("sections", [{"seed": 1}, {"caption": {"model": OTHER_CAPTIONER}}])
 def test_a_refusal_leaves_the_run_as_it_was(
     small_run: SmallRun,
     tmp_path: Path,
@@ -94,6 +97,36 @@ def test_deciding_again_needs_no_model(small_run: SmallRun, tmp_path: Path) -> N
     lenient = {"select": {"policy": "best"}}
     funnel = select.run(run.recipe(**lenient), run.tables(**lenient), LocalPool())
     assert funnel.dropped["not_best"] > 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"score": {"model": "captioner"}},
+            "captioner: is a captioner (BlipForConditionalGeneration), and score.model names it "
+            "as the filter; caption.model takes the captioner, score.model the filter",
+        ),
+        (
+            {"caption": {"model": "filter"}, "score": {"model": "captioner"}},
+            "filter: is a filter (BlipForImageTextRetrieval), and caption.model names it as the "
+            "captioner; caption.model takes the captioner, score.model the filter",
+        ),
+    ],
+)
+def test_swapped_models_are_noticed_before_anything_is_done(
+    small_run: SmallRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sections: dict[str, object],
+    said: str,
+) -> None:
+    monkeypatch.chdir(small_run.models)
+    run = replace(small_run, folder=tmp_path / "run")
+    with pytest.raises(CheckpointError) as refused:
+        finished(run, **sections)
+    assert str(refused.value) == said
+    assert not run.folder.exists()
 
 
 def test_a_model_that_was_never_there_is_named(small_run: SmallRun, tmp_path: Path) -> None:

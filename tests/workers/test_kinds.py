@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from capfilt.errors import CheckpointError
-from capfilt.workers.kinds import check_dtype, check_filter, gives_match_probability, is_blip
+from capfilt.workers.kinds import (
+    check_dtype,
+    check_filter,
+    check_role,
+    gives_match_probability,
+    is_blip,
+)
 
 
 def test_a_run_that_recorded_no_kind_used_blip() -> None:
@@ -39,3 +45,11 @@ def test_int8_is_for_blip_alone() -> None:
     )
     check_dtype("some/clip", "clip", "bfloat16")
     check_dtype("some/blip", "blip", "int8")
+
+
+@pytest.mark.parametrize("architecture", [None, "BlipForPreTraining", "CLIPModel"])
+@pytest.mark.parametrize("role", ["captioner", "filter"])
+def test_a_model_not_made_for_the_other_role_may_have_either(
+    architecture: str | None, role: str
+) -> None:
+    check_role("some/model", role, architecture)

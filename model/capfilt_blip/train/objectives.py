@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from capfilt_blip import losses
 from capfilt_blip.attention import Memory
-from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
+from capfilt_blip.blip import BlipCaptioner, BlipMatcher
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.batches import TextImageBatch
 from capfilt_blip.train.contrast import Contrast
@@ -261,20 +261,6 @@ class PairObjective:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over slow weights and queue."""
         self._contrast.load(tensors)
-
-
-def pretrain_objective(
-    model: Blip, *, tokenizer: Tokenizer, settings: PretrainSettings, world: World
-) -> PairObjective:
-    """ITC, ITM and LM on the whole model (arXiv:2201.12086, sec. 3.2)."""
-    return PairObjective(
-        model.matching(),
-        captioner=model.captioning(),
-        temperature=model.temp,
-        tokenizer=tokenizer,
-        settings=settings,
-        world=world,
-    )
 
 
 def _with_pairs(part: TextImageBatch, pairs: Pairs) -> Prepared:

@@ -22,7 +22,7 @@ from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.batches import TextImageBatch
 from capfilt_blip.train.engine import Engine
-from capfilt_blip.train.objectives import CaptionerObjective, PairObjective, pretrain_objective
+from capfilt_blip.train.objectives import CaptionerObjective, PairObjective
 from capfilt_blip.train.settings import (
     CaptionerSettings,
     EngineSettings,
@@ -189,3 +189,17 @@ class MatcherSession:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state, as `Session.load_state` says."""
         self._engine.load_state(state)
+
+
+def pretrain_objective(
+    model: Blip, *, tokenizer: Tokenizer, settings: PretrainSettings, world: World
+) -> PairObjective:
+    """ITC, ITM and LM on the whole model (arXiv:2201.12086, sec. 3.2)."""
+    return PairObjective(
+        model.matching(),
+        captioner=model.captioning(),
+        temperature=model.temp,
+        tokenizer=tokenizer,
+        settings=settings,
+        world=world,
+    )

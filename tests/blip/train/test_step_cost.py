@@ -17,8 +17,9 @@ from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.batches import TextImageBatch
-from capfilt_blip.train.objectives import Divisors, pretrain_objective
+from capfilt_blip.train.objectives import Divisors
 from capfilt_blip.train.optimizer import OptimizerSettings
+from capfilt_blip.train.session import pretrain_objective
 from capfilt_blip.train.settings import PretrainSettings
 from capfilt_blip.train.world import World
 
