@@ -82,7 +82,7 @@ def test_an_image_that_changed_after_indexing_is_a_row_with_a_reason(
 
 def test_a_filter_is_no_captioner(indexed: SmallRun) -> None:
     wrong = {"caption": {"model": str(indexed.models / "filter")}}
-    with pytest.raises(CheckpointError, match="and caption.model names it as the captioner"):
+    with pytest.raises(CheckpointError, match=r"and caption\.model names it as the captioner"):
         caption.run(indexed.recipe(**wrong), indexed.tables(**wrong), LocalPool())
 
 
