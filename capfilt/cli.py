@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from capfilt import __version__
 from capfilt.errors import (
     CapfiltError,
+    CollapseError,
     MissingDependencyError,
     RecipeError,
     Stopped,
@@ -210,25 +211,34 @@ def _run_stage(options: argparse.Namespace, *, stage: str) -> None:
 
 
 def _run_loop(options: argparse.Namespace) -> None:
-    from capfilt.console import show_rounds
     from capfilt.stages.loop import bootstrap
-    from capfilt.stages.round_report import round_report
     from capfilt.stages.status import open_rounds
 
     if options.rounds is not None:
         options.overrides.append(f"rounds={options.rounds}")
     recipe = _recipe(options)
-    with _open_pool(recipe) as pool:
-        for funnel in bootstrap(recipe, pool, rounds=recipe.rounds):
-            _show(funnel, recipe)
+    try:
+        with _open_pool(recipe) as pool:
+            for funnel in bootstrap(recipe, pool, rounds=recipe.rounds):
+                _show(funnel, recipe)
+    except CollapseError:
+        _show_rounds(recipe)  # what it is about
+        raise
     if recipe.train.human is None:
         print("train     skipped: train.human is null; set it to shards of human pairs to train")
-    opened = open_rounds(recipe)
-    measured = (round_report(recipe, tables) for tables in opened)
-    show_rounds([report for report in measured if report is not None])
-    for tables in opened:
+    _show_rounds(recipe)
+    for tables in open_rounds(recipe):
         if tables.committed("publish"):
             print(f"dataset of round {tables.round}: {tables.of('publish').store.url}")
+
+
+def _show_rounds(recipe: Recipe) -> None:
+    from capfilt.console import show_rounds
+    from capfilt.stages.round_report import round_report
+    from capfilt.stages.status import open_rounds
+
+    measured = (round_report(recipe, tables) for tables in open_rounds(recipe))
+    show_rounds([report for report in measured if report is not None])
 
 
 def _show(funnel: Funnel, recipe: Recipe) -> None:

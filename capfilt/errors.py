@@ -9,6 +9,7 @@
     ├── ShardError               one shard cannot be processed; the others go on         exit 1
     ├── AccountingError          rows in are not rows out plus rows dropped              exit 1
     ├── CheckpointError          a model directory is not what it should be              exit 1
+    ├── CollapseError            a round is not worth training on; its tables stay       exit 1
     └── Stopped                  stopped on request (SIGTERM, Ctrl-C); resumable         exit 75
 
 A bad *sample* is never an exception: it is a row with a reason.
@@ -69,6 +70,10 @@ class AccountingError(CapfiltError):
 
 class CheckpointError(CapfiltError):
     """A model directory is missing, incomplete, or of another kind than asked for."""
+
+
+class CollapseError(CapfiltError):
+    """A round broke a limit of the guard: it is not trained on."""
 
 
 class Stopped(CapfiltError):

@@ -16,7 +16,7 @@ import yaml
 from capfilt.cli import run
 from capfilt.errors import Stopped
 from capfilt.records import TABLES
-from tests.small_run import SmallRun, files_of
+from tests.small_run import SmallRun, files_of, training
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "ray", "pyarrow", "pydantic", "rich", "numpy", "PIL", "yaml", "fsspec")
@@ -463,3 +463,15 @@ def test_ctrl_c_ends_the_run_with_75_and_it_goes_on_later(say, fresh, tmp_path):
     assert running.returncode == 75
     assert last == "capfilt: stopped on request; the same command goes on from here"
     assert say("index", fresh)[0] == 0
+
+
+def test_a_run_stopped_by_the_guard_shows_the_rounds_it_is_about(say, small_run, tmp_path):
+    run = small_run.copied_to(tmp_path / "run")
+    guard = {"min_captions": 1, "max_commonest_caption_share": 0.0}
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", run, train=training(run.web), guard=guard, pool={"kind": "local"}
+    )
+    code, out, err = say("run", recipe)
+    assert code == 1
+    assert "round 0 is not trained on" in err
+    assert "captions rejected (noise)" in out

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 
 from capfilt.config import GuardSection
-from capfilt.errors import CapfiltError
+from capfilt.errors import CollapseError
 from capfilt.stages.cascade import Z_95
 from capfilt.stages.diversity import Diversity, Share
 from capfilt.stages.round_report import RoundReport
@@ -33,11 +33,11 @@ def check_round(
         where: the run, for the error.
 
     Raises:
-        CapfiltError: says what was measured, what is allowed, and what to set.
+        CollapseError: says what was measured, what is allowed, and what to set.
     """
     found = list(problems(report, before, guard))
     if found:
-        raise CapfiltError(
+        raise CollapseError(
             f"{where}: round {report.round} is not trained on: {'; '.join(found)}. Its tables "
             "stay: look at them with `capfilt report`; a limit set to null is off"
         )

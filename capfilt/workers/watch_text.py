@@ -18,12 +18,12 @@ def step_line(phase: str, step: int, *, num_steps: int | None, values: Mapping[s
 
     Args:
         phase: pretrain, captioner ...
-        step: from 0.
+        step: from 0; shown from 1, so that a phase ends at n/n.
         num_steps: of the whole phase; None if it is not known.
         values: by the names of `Watcher`.
     """
     total = "" if num_steps is None else f"/{num_steps:,}"
-    parts = [f"{phase} step {step:>{len(f'{num_steps or 0:,}')},}{total}", _losses(values)]
+    parts = [f"{phase} step {step + 1:>{len(f'{num_steps or 0:,}')},}{total}", _losses(values)]
     for name, shown in _FORMS:
         if name in values:
             parts.append(shown(values[name]))

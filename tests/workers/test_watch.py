@@ -59,7 +59,7 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(
     assert second["loss"] == 4.0
     assert "lm_loss" not in second
     assert [record.getMessage()[:21] for record in caplog.records] == [
-        "pretrain step   0/100", "pretrain step   4/100",
+        "pretrain step   1/100", "pretrain step   5/100",
     ]  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def test_without_a_folder_there_is_only_the_log(caplog: pytest.LogCaptureFixture
     with Watcher(None, OPTIONS) as watcher:
         watcher.step(metrics(0))
         watcher.held_out(FOUND)
-    assert "pretrain step   0/100" in caplog.text
+    assert "pretrain step   1/100" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_costs_one_warning(

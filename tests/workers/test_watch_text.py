@@ -21,7 +21,7 @@ ALL = {
 
 
 def test_a_line_has_everything_that_is_measured():
-    assert step_line("pretrain", 1200, num_steps=10_000, values=ALL) == (
+    assert step_line("pretrain", 1199, num_steps=10_000, values=ALL) == (
         "pretrain step  1,200/10,000  loss  5.120 (itc 2.310 itm 0.410 lm 2.400)  itm right  93%  "
         "lr 2.9e-4  T 0.061  grad  1.90  812 pairs/s  MFU 34.1%  eta 2 h 10 min"
     )
@@ -30,7 +30,7 @@ def test_a_line_has_everything_that_is_measured():
 def test_what_is_not_measured_is_left_out():
     values = {"loss": 2.4, "lm_loss": 2.4, "learning_rate": 1e-5, "grad_norm": 0.5}
     assert step_line("captioner", 0, num_steps=None, values=values) == (
-        "captioner step 0  loss  2.400  lr 1.0e-5  grad  0.50"
+        "captioner step 1  loss  2.400  lr 1.0e-5  grad  0.50"
     )
 
 
