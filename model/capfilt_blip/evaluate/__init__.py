@@ -1,1 +1,1 @@
-"""How good a model is, and how varied its captions are."""
+"""How good a model is on pairs that it has not learnt from."""
