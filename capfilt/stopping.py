@@ -17,7 +17,7 @@ from types import FrameType
 from capfilt.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STOPPING = b"\ncapfilt: stopping after this shard; Ctrl-C again stops at once\n"
+STOPPING = b"\ncapfilt: stopping when the shards at hand are done; Ctrl-C again stops at once\n"
 
 
 class StopRequest:

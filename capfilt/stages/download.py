@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from capfilt.config import Recipe
+from capfilt.errors import CapfiltError
 from capfilt.io.commits import NewFile, Table
 from capfilt.io.fetch import (
     Fetch,
@@ -40,9 +41,15 @@ STAGE = "download"
 
 
 def run(recipe: Recipe, tables: Tables, pool: Pool) -> Funnel:
-    """Download all shards of the URL list."""
-    shards = web_shards(recipe, tables).count
-    return run_jobs([job(recipe, tables)], shards, tables=tables, pool=pool)[STAGE]
+    """Download all shards of the URL list.
+
+    Raises:
+        CapfiltError: not one URL gave an image.
+    """
+    shards, work = web_shards(recipe, tables).count, job(recipe, tables)
+    funnel = run_jobs([work], shards, tables=tables, pool=pool)[STAGE]
+    _require_images(funnel, where=work.table.store.url)
+    return funnel
 
 
 def job(recipe: Recipe, tables: Tables) -> DownloadJob:
@@ -55,6 +62,17 @@ def job(recipe: Recipe, tables: Tables) -> DownloadJob:
     return DownloadJob(
         recipe=recipe,
         table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
+    )
+
+
+def _require_images(funnel: Funnel, *, where: str) -> None:
+    """Refuse to go on with nothing: it is rather the network that is down than the whole list."""
+    if funnel.kept:
+        return
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in funnel.dropped.items())
+    raise CapfiltError(
+        f"download: none of {funnel.rows_in:,} URLs gave an image ({reasons}), so there is nothing "
+        f"to caption. If the network or the server was down, remove {where} and run again"
     )
 
 

@@ -45,9 +45,14 @@ class Tuned:
     ended: str  # why no larger size was tried
     v: Literal[1] = 1  # of this format
 
+    def __post_init__(self) -> None:
+        """A size without its trial was not measured."""
+        if all(trial.batch_images != self.batch_images for trial in self.trials):
+            raise ValueError(f"{self.stage}: no trial of {self.batch_images} images per batch")
+
     def describe(self) -> str:
         """One line: the size, its speed, and its memory beside the budget."""
-        [chosen] = [t for t in self.trials if t.batch_images == self.batch_images]
+        chosen = next(t for t in self.trials if t.batch_images == self.batch_images)
         filled, budget = chosen.memory_bytes or 0, self.budget.worker_bytes
         return (
             f"{self.stage}: {self.batch_images} images per batch (tuned: "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from capfilt.config import Recipe, check_recipe
-from capfilt.errors import ShardError
+from capfilt.errors import CapfiltError, ShardError
 from capfilt.io.fetch import Fetch, FetchOptions, source_key
 from capfilt.io.tar import group_samples, scan
 from capfilt.local_pool import LocalPool
@@ -186,6 +188,19 @@ def test_a_shard_that_fails_leaves_the_others_done(recipe, monkeypatch):
         download.run(recipe, tables, LocalPool())
     assert "download, shard 0: the network seems to be down" in str(caught.value)
     assert list(tables.committed("download")) == [1]
+
+
+def test_a_list_of_which_nothing_can_be_fetched_stops_the_run_with_a_way_on(recipe, monkeypatch):
+    monkeypatch.setattr(download, "FetchWorker", FakeFetcher)
+    monkeypatch.setattr(f"{__name__}.SERVED", {})
+    tables = open_tables(recipe, 0)
+    with pytest.raises(CapfiltError, match=r"none of 5 URLs .*http_error 5") as error:
+        download.run(recipe, tables, LocalPool())
+    [folder] = re.findall(r"remove (\S+) and run again", str(error.value))
+    shutil.rmtree(folder)
+    monkeypatch.undo()
+    monkeypatch.setattr(download, "FetchWorker", FakeFetcher)
+    assert download.run(recipe, open_tables(recipe, 0), LocalPool()).kept == 3
 
 
 def test_names_in_a_shard_are_one_sample_each(tables):

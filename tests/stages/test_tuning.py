@@ -54,7 +54,8 @@ def tuned_for(recipe: Recipe, run: SmallRun, stage: str, size: int = 4) -> Tuned
     digest = open_tables(recipe, 0).sources[role].digest
     settings = settings_of(recipe, stage, model=digest)
     found = conclude(MEASURED, stage=stage, settings=settings, device="cpu")
-    return dataclasses.replace(found, batch_images=size)
+    trials = (*found.trials, trial(size, seconds=0.02, gib=1.2))
+    return dataclasses.replace(found, batch_images=size, trials=trials)
 
 
 @pytest.fixture
@@ -173,11 +174,14 @@ def test_a_probe_travels_to_an_actor_and_puts_its_size_on_record(run, store):
     assert open_tables(recipe, 0).tuned["score"].batch_images >= 2
 
 
-def test_a_damaged_record_is_not_guessed_at(run, store):
+@pytest.mark.parametrize(
+    "damage", [lambda text: "{}", lambda text: text.replace('_images":', '_images":7', 1)]
+)
+def test_a_damaged_record_is_not_guessed_at(run, store, damage):
     recipe = run.recipe(**AUTO)
     record(store, tuned_for(recipe, run, "caption"))
     [file] = (run.folder / "tuning").iterdir()
-    file.write_text("{}")
+    file.write_text(damage(file.read_text()))
     with pytest.raises(StorageError, match="cannot be understood; restore it, or set the"):
         open_tables(recipe, 0)
 
