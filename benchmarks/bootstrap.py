@@ -56,7 +56,7 @@ def main() -> None:
 
 def _photographs(chosen: argparse.Namespace) -> None:
     plan = (smoke_plan if chosen.short else full_plan)(chosen.device)
-    folder = chosen.work / ("photographs, short" if chosen.short else "photographs")
+    folder = chosen.work / plan.folder_name
     lines = as_lines(run_photographs(chosen.real, work=folder, plan=plan))
     print("\n".join(lines))
     if chosen.json:

@@ -27,7 +27,13 @@ from benchmarks.bootstrap_rows.arms import (
 )
 from benchmarks.bootstrap_rows.charts import dots
 from benchmarks.bootstrap_rows.learner import Start, Training, batches_of
-from benchmarks.bootstrap_rows.miniature import WorldSize, miniature_world
+from benchmarks.bootstrap_rows.miniature import (
+    WorldSize,
+    exam_scenes,
+    miniature_world,
+    shown,
+    web_scenes,
+)
 from benchmarks.bootstrap_rows.photographs import Photograph, PhotoPlan, photo_world
 from benchmarks.bootstrap_rows.plans import TINY
 from benchmarks.bootstrap_rows.runner import Task, home, tasks_of, with_needs
@@ -79,6 +85,10 @@ def test_every_arm_trains_on_the_human_pairs_and_its_own_choice_of_texts(tmp_pat
     assert training_set(Arm.FILTER, lab).texts == [*human, "a star"]
     assert training_set(Arm.CAPTIONER, lab).texts == human + web + list(TEXTS.captions)
     assert training_set(Arm.BOTH, lab).texts == [*human, "a star", "a red star", "a circle"]
+    assert training_set(Arm.HUMAN, lab).texts == human
+    random_web = training_set(Arm.RANDOM, lab).texts
+    assert len(random_web) == len(training_set(Arm.FILTER, lab).texts)
+    assert set(random_web) <= set(training_set(Arm.NONE, lab).texts)
 
 
 def test_noise_is_the_known_share_of_false_texts(tmp_path: Path) -> None:
@@ -150,6 +160,18 @@ def test_an_exam_text_is_true_of_one_picture_only() -> None:
     for text, place in zip(world.exam.texts, world.exam.image_of_text, strict=True):
         judged = [world.true_in_exam(text, number) for number in range(SIZE.num_exam)]
         assert [number for number, flag in enumerate(judged) if flag] == [place]
+
+
+def test_all_seeds_sit_the_same_exam_and_nothing_it_shows_was_learnt_from() -> None:
+    one, other = miniature_world(5, SIZE), miniature_world(6, SIZE)
+    assert one.exam.texts == other.exam.texts
+    assert torch.equal(one.exam.pixels, other.exam.pixels)
+    assert not torch.equal(one.web.pixels, other.web.pixels)
+    assert one.true_in_exam is not None
+    # Single things are few, so that web and exam would share some if nothing kept them apart.
+    few = WorldSize(num_web=400, num_human=100, num_exam=100, max_things=1)
+    asked = {shown(scene) for scene in exam_scenes(few)}
+    assert not asked & {shown(scene) for scene in web_scenes(5, few)}
 
 
 def test_the_web_of_a_world_is_noisy_and_its_human_pairs_are_not() -> None:

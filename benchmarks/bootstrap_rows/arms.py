@@ -7,8 +7,11 @@
     both, shared         the same, captioner and filter being one model (the paper's table 4)
     both, second round   the same, captioner and filter finetuned from the BLIP of "both"
     true texts only      web texts known to be true, and human pairs: what no filter can beat
+    human only           no web at all
+    random web           as many web texts as the filter keeps, drawn at random, and human pairs
 
-Every arm's BLIP starts anew from the same weights and takes the same number of steps.
+Every arm's BLIP starts anew from the same weights and takes the same number of steps. So an arm
+with fewer web texts meets each human pair more often; the last two arms tell what that alone does.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from benchmarks.bootstrap_rows.learner import (
     shared,
 )
 from benchmarks.bootstrap_rows.texts import RoundTexts, round_texts, synthetic_pairs, web_pairs
-from benchmarks.bootstrap_rows.worlds import Album, Pairs, World, joined, pairs_of
+from benchmarks.bootstrap_rows.worlds import Album, Pairs, World, joined, pairs_of, thinned
 from capfilt_blip.blip import Blip
 from capfilt_blip.checkpoint import load_blip, save_blip
 
@@ -45,6 +48,8 @@ class Arm(StrEnum):
     SHARED = "both, shared"
     SECOND = "both, second round"
     TRUE = "true texts only"
+    HUMAN = "human only"
+    RANDOM = "random web"
 
 
 class TextStep(StrEnum):
@@ -64,6 +69,8 @@ NEEDS: Mapping[Step, Step | None] = {
     Arm.FILTER: TextStep.FIRST,
     Arm.CAPTIONER: TextStep.FIRST,
     Arm.TRUE: None,
+    Arm.HUMAN: None,
+    Arm.RANDOM: TextStep.FIRST,
     TextStep.SECOND: Arm.BOTH,
     Arm.SECOND: TextStep.SECOND,
     TextStep.SHARED: Arm.NONE,
@@ -132,10 +139,14 @@ def training_set(arm: Arm, lab: Lab) -> Pairs:
         return joined([human, web_pairs(web, None)])
     if arm is Arm.TRUE:
         return joined([human, pairs_of(_only_true(web))])
+    if arm is Arm.HUMAN:
+        return human
     texts = texts_of(lab.folder, _text_step(arm))
     filtered_web, synthetic = web_pairs(web, texts), synthetic_pairs(web, texts, filtered=True)
     if arm is Arm.FILTER:
         return joined([human, filtered_web])
+    if arm is Arm.RANDOM:
+        return joined([human, thinned(web_pairs(web, None), len(filtered_web.texts), lab.seed)])
     if arm is Arm.CAPTIONER:
         everything = synthetic_pairs(web, texts, filtered=False)
         return joined([human, web_pairs(web, None), everything])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -19,7 +19,7 @@ from capfilt.miniature.render import render
 from capfilt.miniature.teach.sight import SIDE_PX
 from capfilt.miniature.truth import holds, is_true, parse
 from capfilt.miniature.web import build_web
-from capfilt.miniature.world import Scene, sample_scene
+from capfilt.miniature.world import Scene, Thing, sample_scene
 from capfilt_blip.transforms import to_uint8
 
 _NUM_REFERENCES = 5  # captions of each picture, as in COCO
@@ -44,17 +44,17 @@ def miniature_world(seed: int, size: WorldSize) -> World:
     """Draw the world of a seed.
 
     Args:
-        seed: of pictures and texts; the exam's are apart from all others.
+        seed: of pictures and texts to learn from. The exam is the same one for all seeds, so that
+            their marks differ by what was learnt, not by what was asked.
         size: see `WorldSize`.
     """
-    web_scenes, web_texts = _web(seed, size)
-    exam_scenes, exam = _exam(seed, size)
+    scenes, texts = _web(seed, size)
     return World(
         human=_human(seed, size),
-        web=Album(pixels=_drawn(web_scenes), texts=web_texts, is_true=web_truth(seed, size)),
-        exam=exam,
-        true_on_web=_judge(web_scenes),
-        true_in_exam=_judge(exam_scenes),
+        web=Album(pixels=_drawn(scenes), texts=texts, is_true=web_truth(seed, size)),
+        exam=_exam(size),
+        true_on_web=_judge(scenes),
+        true_in_exam=_judge(exam_scenes(size)),
     )
 
 
@@ -67,7 +67,7 @@ def web_truth(seed: int, size: WorldSize) -> list[bool]:
 def named_things(seed: int, num: int) -> Pairs:
     """Draw pictures of a single thing, half with all that can be said of it, for the start."""
     rng = random.Random(f"bootstrap start/{seed}")
-    scenes = _scenes(rng, num, max_things=1)
+    scenes = _scenes(rng, num, lambda scene: len(scene.things) == 1)
     ways = (full_description, describe)
     return _clean(scenes, [ways[place % 2](scene, rng) for place, scene in enumerate(scenes)])
 
@@ -81,33 +81,54 @@ def _web(seed: int, size: WorldSize) -> tuple[list[Scene], list[str]]:
     """Draw scenes, each with an alt text of a kind that a page of the miniature web has."""
     kinds = [page.alt_kind for page in build_web(seed, num_pages=size.num_web).pages]
     rng = random.Random(f"bootstrap web/{seed}")
-    scenes = _scenes(rng, len(kinds), max_things=size.max_things)
+    scenes = _scenes(rng, len(kinds), _to_learn_from(size))
     texts = [alt_text(kind, scene, rng) for kind, scene in zip(kinds, scenes, strict=True)]
     return scenes, [text or "" for text in texts]
 
 
-def _scenes(rng: random.Random, num: int, *, max_things: int) -> list[Scene]:
+def web_scenes(seed: int, size: WorldSize) -> list[Scene]:
+    """What the pictures of the web show, one scene for each."""
+    return _web(seed, size)[0]
+
+
+def exam_scenes(size: WorldSize) -> list[Scene]:
+    """What the pictures of the exam show."""
+    rng = random.Random("bootstrap exam/scenes")
+    return _scenes(rng, size.num_exam, lambda scene: len(scene.things) <= size.max_things)
+
+
+def shown(scene: Scene) -> tuple[str, tuple[Thing, ...]]:
+    """All of a scene that a text can speak of."""
+    return scene.background, scene.things
+
+
+def _scenes(rng: random.Random, num: int, is_fit: Callable[[Scene], bool]) -> list[Scene]:
     drawn = (sample_scene(rng) for _ in count())
-    return list(islice((scene for scene in drawn if len(scene.things) <= max_things), num))
+    return list(islice(filter(is_fit, drawn), num))
+
+
+def _to_learn_from(size: WorldSize) -> Callable[[Scene], bool]:
+    """Says of a scene whether anybody may train on it: not if the exam shows the same."""
+    asked = {shown(scene) for scene in exam_scenes(size)}
+    return lambda scene: len(scene.things) <= size.max_things and shown(scene) not in asked
 
 
 def _human(seed: int, size: WorldSize) -> Pairs:
     drawn = human_pairs(f"bootstrap/{seed}", 20 * size.num_human)
-    fitting = (pair for pair in drawn if len(pair.scene.things) <= size.max_things)
-    pairs = list(islice(fitting, size.num_human))
+    is_fit = _to_learn_from(size)
+    pairs = list(islice((pair for pair in drawn if is_fit(pair.scene)), size.num_human))
     return _clean([pair.scene for pair in pairs], [pair.text for pair in pairs])
 
 
-def _exam(seed: int, size: WorldSize) -> tuple[list[Scene], Exam]:
-    """Draw scenes, and for each a caption that is true of no other.
+def _exam(size: WorldSize) -> Exam:
+    """Write for each scene of the exam a caption that is true of no other.
 
     A scene of which nothing can be said that is not true of another too (there are few) is no
     query, but stays an answer that can be wrong.
     """
-    rng = random.Random(f"bootstrap exam/{seed}")
-    scenes = _scenes(rng, size.num_exam, max_things=size.max_things)
+    rng, scenes = random.Random("bootstrap exam/texts"), exam_scenes(size)
     telling = [_telling(place, scenes, rng) for place in range(len(scenes))]
-    return scenes, Exam(
+    return Exam(
         pixels=_drawn(scenes),
         texts=[text for text in telling if text],
         image_of_text=[place for place, text in enumerate(telling) if text],

@@ -26,9 +26,14 @@ _ARMS = {
     Arm.SHARED: "the same; captioner and filter are one model (table 4 of the paper)",
     Arm.SECOND: 'the same; captioner and filter are made of the BLIP of "both"',
     Arm.TRUE: "web texts known to be true: what a perfect filter would leave",
+    Arm.HUMAN: "nothing of the web",
+    Arm.RANDOM: "as many web texts as the filter keeps, drawn at random",
 }
 _TO_NONE = tuple((arm, Arm.NONE) for arm in Arm if arm is not Arm.NONE)
 _PARTS = (
+    (Arm.FILTER, Arm.RANDOM),
+    (Arm.BOTH, Arm.RANDOM),
+    (Arm.BOTH, Arm.HUMAN),
     (Arm.BOTH, Arm.FILTER),
     (Arm.BOTH, Arm.CAPTIONER),
     (Arm.BOTH, Arm.SHARED),
@@ -57,10 +62,11 @@ texts beat one that trains on the raw web? Every figure and sentence of a result
 written by `benchmarks/bootstrap.py` from what it measured.
 
 The world is the miniature web, where it is known which text is true of which picture. The marks are
-those of the pre-trained BLIP as it is, without finetuning, on pictures that nobody trained on:
-retrieval in both directions among all of them (ITC finds candidates, ITM ranks them; each text is
-true of one picture only), and captions written by taking the likeliest word at each step, judged by
-the grammar's own parser (are they true?) and by CIDEr-D against five descriptions.
+those of the pre-trained BLIP as it is, without finetuning, in one exam for all seeds. Its pictures
+show nothing that a picture of the web or of the human pairs shows. It asks for retrieval in both
+directions among all of them (ITC finds candidates, ITM ranks them; each text is true of one picture
+only), and for captions, written by taking the likeliest word at each step, judged by the grammar's
+own parser (are they true?) and by CIDEr-D against five descriptions.
 
 The paper starts from a ViT trained on ImageNet and from BERT. Here the image encoder is that of the
 tiny captioner that is shipped, and the text side has learnt to name single things; all arms start
@@ -113,14 +119,17 @@ def _setting(plan: Plan) -> str:
     world, training = plan.world, plan.training
     return (
         f"Each seed has its own web of {world.num_web:,} pictures with alt texts of the miniature"
-        f" web's kinds, in its shares, {world.num_human} human pairs, and {world.num_exam}"
-        f" pictures for the exam, all of one to {world.max_things} things. Every BLIP takes"
+        f" web's kinds, in its shares, and {world.num_human} human pairs; the exam has"
+        f" {world.num_exam} pictures. All show one to {world.max_things} things. Every BLIP takes"
         f" {training.num_steps:,} steps of {training.batch_size} pairs. The captioner is finetuned"
         f" for {training.num_captioner_steps} steps and the filter for"
-        f" {training.num_filter_steps}, on the human pairs alone. Captions are drawn from the"
+        f" {training.num_filter_steps}, on the human pairs alone; the shared model for"
+        f" {training.num_filter_steps}, both tasks in each step, and it captions without a prompt."
+        " Captions are drawn from the"
         " nucleus (p = 0.9), one for each picture; a text is kept if its ITM probability is 0.5 or"
         " more. The settings were tried out with seed 99, which is not reported, by a look at"
         " `none`, at true texts only, and at captioner and filter, never at the other arms."
+        + (f" {plan.why}" if plan.why else "")
     )
 
 
@@ -130,14 +139,20 @@ def _command(plan: Plan, seeds: Sequence[int]) -> str:
     larger = "" if plan == FULL else " This page does not tell what comes out at those of `full`."
     return (
         f"These are the sizes of `{plan.name}` (written {datetime.date.today()}, torch"
-        f" {torch.__version__}, float32 on a CPU).{larger}"
+        f" {torch.__version__}, float32 on a CPU).{larger} They were measured with the code of the"
+        " commit that brought them (`git log -1 docs/bootstrap.md`): a trainer that draws or rounds"
+        " otherwise gives other ones."
         f"\n\n    python -m benchmarks.bootstrap {options}"
     )
 
 
 def _arms_list() -> str:
     lines = "\n".join(f"- `{arm}`: {what}." for arm, what in _ARMS.items())
-    return f"Every arm also trains on the human pairs. The arms:\n\n{lines}"
+    return (
+        f"Every arm also trains on the human pairs. The arms:\n\n{lines}\n\n"
+        "At equal steps, an arm with fewer web texts meets each human pair more often. The last two"
+        " arms tell what that alone does."
+    )
 
 
 def _marks_table(found: Findings) -> str:
@@ -215,7 +230,9 @@ def _chance(found: Findings) -> str:
     return (
         f"If two arms were alike, all {num_seeds} seeds of one would still beat all of the other by"
         f" luck once in {orders} comparisons, and all differences would be positive once in"
-        f" {2**num_seeds}. Each seed is one world; nothing here says how it is in another world."
+        f" {2**num_seeds}; {len(_TO_NONE) + len(_PARTS)} pairs of arms are compared here, each on"
+        f" {len(_measures(found))} marks. A seed draws its web, its human pairs and the order of"
+        " batches, all at once: the spread does not tell them apart."
     )
 
 
@@ -245,6 +262,19 @@ def _beside_the_paper(found: Findings) -> str:
         "In the paper the captioner alone brings more than the filter alone (+1.3 against +0.7"
         " points of text recall@1 on COCO, table 1); here it is "
         f"{'so too' if alike else 'the other way round'} ({points})."
+    ) + _beside_table_4(found)
+
+
+def _beside_table_4(found: Findings) -> str:
+    """Compare what is thrown away with two models and with one."""
+    two, one = (found.facts.get(step) for step in (TextStep.FIRST, TextStep.SHARED))
+    if not two or not one:
+        return ""
+    shares = [statistics.fmean(fact.rejected for fact in facts) for facts in (two, one)]
+    return (
+        " Of the captions, a filter of its own throws away 25 % in the paper, and one that shares"
+        f" its weights with the captioner 8 % (table 4); here it is {100 * shares[0]:.0f} % and"
+        f" {100 * shares[1]:.0f} %."
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.bootstrap_rows.arms import NEEDS, Arm, Lab, is_done, saved_blip, take
 from benchmarks.bootstrap_rows.findings import Findings, findings
 from benchmarks.bootstrap_rows.learner import Start, Training
+from benchmarks.bootstrap_rows.plans import digest_of
 from benchmarks.bootstrap_rows.runner import home
 from benchmarks.bootstrap_rows.worlds import Album, Exam, Pairs, World
 from capfilt_blip import Captioner, Matcher
@@ -56,6 +57,11 @@ class PhotoPlan:
     training: Training
     num_candidates: int = 128
     seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def folder_name(self) -> str:
+        """Where its results are kept: other settings never meet them."""
+        return f"photographs-{digest_of(replace(self, seeds=()))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ N pictures, T texts, S image side in pixels.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -101,4 +102,15 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         image_of=[starts[id(part.pixels)] + place for part in parts for place in part.image_of],
         texts=[text for part in parts for text in part.texts],
         is_true=[flag for part in parts for flag in part.is_true],
+    )
+
+
+def thinned(pairs: Pairs, num: int, seed: int) -> Pairs:
+    """Keep some pairs, drawn at random, in their order."""
+    kept = sorted(random.Random(f"thinned/{seed}").sample(range(len(pairs.texts)), num))
+    return Pairs(
+        pixels=pairs.pixels,
+        image_of=[pairs.image_of[row] for row in kept],
+        texts=[pairs.texts[row] for row in kept],
+        is_true=[pairs.is_true[row] for row in kept],
     )
