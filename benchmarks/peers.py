@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from capfilt_blip.attention import Memory
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
-from capfilt_blip.checkpoint import save_captioner, save_matcher
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.decode import EagerWriting, Generated, Limits
 from capfilt_blip.graphs import CapturedWriting
@@ -135,7 +135,7 @@ def caption_pair(
 ) -> CaptionPair:
     """Make a captioner of random weights, save it to the folder, and load it into transformers."""
     model = made_lively(BlipCaptioner(config)).eval()
-    save_captioner(folder, model=model, tokenizer=tokenizer)
+    save_model(folder, model=model, tokenizer=tokenizer)
     peer = transformers.BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     model = model.to(device, dtype)
     writing = EagerWriting(model) if device == "cpu" else CapturedWriting(model)
@@ -152,7 +152,7 @@ def score_pair(
 ) -> ScorePair:
     """Make a filter of random weights, save it to the folder, and load it into transformers."""
     model = made_lively(BlipMatcher(config)).eval()
-    save_matcher(folder, model=model, tokenizer=tokenizer)
+    save_model(folder, model=model, tokenizer=tokenizer)
     peer = transformers.BlipForImageTextRetrieval.from_pretrained(folder, dtype=dtype)
     return ScorePair(ours=model.to(device, dtype), theirs=peer.to(device).eval())
 

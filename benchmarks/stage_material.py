@@ -22,7 +22,7 @@ from capfilt.workers.batches import decoded_batches
 from capfilt.workers.caption import load_captioner
 from capfilt.workers.score import load_scorer
 from capfilt_blip.blip import BlipCaptioner, BlipMatcher
-from capfilt_blip.checkpoint import save_captioner, save_matcher
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.config import BlipConfig, TextConfig, VisionConfig
 from capfilt_blip.tokenizer import Tokenizer
 
@@ -75,8 +75,8 @@ def write_models(folder: Path, *, size: str) -> None:
     """A captioner and a filter of random weights."""
     torch.manual_seed(0)
     config, tokenizer = config_of(size)
-    save_captioner(folder / "captioner", model=BlipCaptioner(config), tokenizer=tokenizer)
-    save_matcher(folder / "filter", model=BlipMatcher(config), tokenizer=tokenizer)
+    save_model(folder / "captioner", model=BlipCaptioner(config), tokenizer=tokenizer)
+    save_model(folder / "filter", model=BlipMatcher(config), tokenizer=tokenizer)
 
 
 def config_of(size: str) -> tuple[BlipConfig, Tokenizer]:

@@ -1,4 +1,4 @@
-"""One pre-training twice: our session, and a plain loop over transformers, from the same weights.
+"""One pre-training twice: our engine, and a plain loop over transformers, from the same weights.
 
 Texts are as long as alt texts are; images are noise, as they change nothing about the work.
 """
@@ -17,15 +17,16 @@ from torch.nn import functional as F
 from benchmarks.peers import config_of, made_lively
 from benchmarks.train_plain import Choose, Learning, Past, PlainBlip, PlainTraining, drawn
 from capfilt_blip.blip import Blip
-from capfilt_blip.checkpoint import save_captioner, save_matcher
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.losses import hard_negatives
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.batches import TextImageBatch
 from capfilt_blip.train.contrast import ContrastSettings
 from capfilt_blip.train.draws import key_of, uniform_draws
+from capfilt_blip.train.engine import TextImageEngine
 from capfilt_blip.train.optimizer import OptimizerSettings
-from capfilt_blip.train.session import PretrainSession
+from capfilt_blip.train.pretraining import pretraining
 from capfilt_blip.train.settings import EngineSettings, PretrainSettings
 
 SIDE_PX = 224
@@ -42,7 +43,7 @@ NUM_CHECKED_ROWS, NUM_CHECKED_STEPS = 4, 2
 class TrainingPair:
     """One training, twice."""
 
-    ours: PretrainSession
+    ours: TextImageEngine
     theirs: PlainTraining
 
 
@@ -66,21 +67,21 @@ def training_pair(
         choose: draws the hard negatives of theirs.
     """
     model = made_lively(Blip(config))
-    save_captioner(folder / "captioner", model=model.captioning(), tokenizer=tokenizer)
-    save_matcher(folder / "filter", model=model.matching(), tokenizer=tokenizer)
+    save_model(folder / "captioner", model=model.captioning(), tokenizer=tokenizer)
+    save_model(folder / "filter", model=model.matching(), tokenizer=tokenizer)
     past = random_past(config, learning.num_past)
     peer = PlainBlip(folder, label_smoothing=learning.label_smoothing).to(device)
     theirs = PlainTraining(
         peer, config=config, tokenizer=tokenizer, past=past, learning=learning, choose=choose
     )
     engine = EngineSettings(autocast=learning.autocast)
-    ours = session_of(model.to(device), tokenizer, learning=learning, engine=engine, past=past)
+    ours = training_of(model.to(device), tokenizer, learning=learning, engine=engine, past=past)
     return TrainingPair(ours=ours, theirs=theirs)
 
 
-def session_of(
+def training_of(
     model: Blip, tokenizer: Tokenizer, *, learning: Learning, engine: EngineSettings, past: Past
-) -> PretrainSession:
+) -> TextImageEngine:
     """Make our side; its queue holds the past."""
     settings = PretrainSettings(
         optimizer=OptimizerSettings(
@@ -95,10 +96,10 @@ def session_of(
         max_tokens=learning.max_tokens,
         label_smoothing=learning.label_smoothing,
     )
-    session = PretrainSession(model, tokenizer=tokenizer, settings=settings, engine=engine)
+    training = pretraining(model, tokenizer=tokenizer, settings=settings, engine=engine)
     if len(past["queue.image_ids"]):  # a state is copied several times, and this is a large one
-        session.load_state(session.state() | past)
-    return session
+        training.load_state(training.state() | past)
+    return training
 
 
 def random_past(config: BlipConfig, num_pairs: int) -> Past:
@@ -128,7 +129,7 @@ def largest_difference(size: str, folder: Path, *, device: str = "cpu") -> float
     """
     config, tokenizer = training_config(size, dropout=0.0)
     pair = training_pair(
-        config, tokenizer, folder, device=device, learning=CHECKED, choose=as_the_session
+        config, tokenizer, folder, device=device, learning=CHECKED, choose=as_our_training
     )
     batches = [random_batch(config, NUM_CHECKED_ROWS, seed=s) for s in range(NUM_CHECKED_STEPS)]
     # Else the patches of transformers, a convolution, would be rounded to 10 bits on a GPU.
@@ -145,8 +146,8 @@ def _difference(pair: TrainingPair, batch: TextImageBatch) -> float:
     return max(apart.values())
 
 
-def as_the_session(similarity: Tensor, *, step: int, side: int) -> Tensor:
-    """Draw the wrong partners that a session of seed 0 draws; see `Choose`."""
+def as_our_training(similarity: Tensor, *, step: int, side: int) -> Tensor:
+    """Draw the wrong partners that a training of seed 0 draws; see `Choose`."""
     draws = uniform_draws(key_of("negatives", 0, step, 0), num_draws=len(similarity))
     known = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     return hard_negatives(similarity, known, draws=draws[side].to(similarity.device))[0]

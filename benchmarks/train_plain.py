@@ -29,7 +29,7 @@ from capfilt_blip.transforms import normalise
 Losses: TypeAlias = Mapping[str, float]
 """By name: lm, itc, itm."""
 Past: TypeAlias = dict[str, Tensor]
-"""Image and text vectors of earlier pairs, and their ids, as a session's state names them."""
+"""Image and text vectors of earlier pairs, and their ids, as a training's state names them."""
 Choose: TypeAlias = Callable[..., Tensor]
 """From similarities, (B, B), and the keywords `step` and `side` to a wrong partner each, (B,)."""
 

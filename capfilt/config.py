@@ -310,12 +310,17 @@ class TrainSection(Section):
     """The next BLIP: pre-trained from scratch on all pairs, then finetuned on human pairs twice."""
 
     human: Name | None = None
-    """WebDataset tars of human pairs (T_h), pattern as input.shards. Null: train is skipped."""
+    """Human pairs (T_h), pattern as input.shards: WebDataset tars, or Parquet files (.parquet) with
+    the bytes of images in column `image`. Null: train is skipped."""
     human_text_field: str | None = None
-    """As input.text_field, for the human pairs."""
+    """As input.text_field, for the human pairs. Of a Parquet file: its column, strings or lists of
+    them; null is `caption`."""
     held_out_pairs: int = Field(0, ge=0)
-    """Human pairs, at least so many, that nothing is learnt from: all texts of samples chosen by a
-    hash of their names, the same in every round. Recall and captions are measured on them."""
+    """Human pairs, at least so many, that nothing is learnt from: all texts of images chosen by a
+    hash of their bytes, the same in every round. Recall and captions are measured on them."""
+    held_out_every: int | None = Field(None, ge=1)
+    """Steps between two such measurements; the first worker makes them while the others wait.
+    Null: at the end of a phase alone."""
     mixing: MixingSection = MixingSection()
     """How often an epoch of pre-training takes the pairs of each source."""
     size: Literal["tiny", "base", "large"] = "base"
@@ -343,9 +348,13 @@ class TrainSection(Section):
     learning_rate: float = Field(3e-4, gt=0)
     """Peak rate of pre-training; 3e-4 for ViT-B (arXiv:2201.12086, sec. 4.1)."""
     finetune_learning_rate: float = Field(1e-5, gt=0)
-    """Peak rate of finetuning (arXiv:2201.12086, appendix A)."""
+    """Peak rate of finetuning (arXiv:2201.12086, appendix A); it falls to 0 on half a cosine."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """How the rate of pre-training falls. cosine: to 1e-6 over pretrain_steps. step: to nine tenths
+    with each epoch, as in BLIP's code; an epoch is pairs / batch_size steps."""
     warmup_steps: int = Field(3000, ge=0)
-    """Linear warm-up of pre-training."""
+    """Linear warm-up of pre-training, at most half of it; with schedule: step at most an epoch, as
+    in BLIP's code."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's (arXiv:2201.12086, sec. 4.1)."""
     min_crop_area: float = Field(0.2, gt=0, le=1)
@@ -354,13 +363,17 @@ class TrainSection(Section):
     """The same in finetuning."""
     flip_probability: Probability = 0.5
     """Chance that a training image is mirrored. 0 where left and right matter."""
+    decode: Decoding = "exact"
+    """How the crop of a training image is decoded and scaled; see caption.decode. scaled: a JPEG
+    is decoded at part of its size where the crop keeps 1.9 times the square's side."""
     num_augmentations: int = Field(2, ge=0, le=10)
     """RandAugment operations drawn for a training image, each applied with an even chance; 2 in
     BLIP's code. 0: crops and mirroring alone."""
     queue_size: int = Field(57_600, ge=1)
     """Momentum features kept for ITC; a multiple of batch_size."""
     ramp_steps: int = Field(1000, ge=1)
-    """Steps in which the weight of soft ITC targets grows to 0.4: two epochs in BLIP's code."""
+    """Steps of pre-training in which the weight of soft ITC targets grows to 0.4: two epochs in
+    BLIP's code. The filter's finetuning takes a sixth of finetune_steps: one epoch of six there."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of the `models` table."""
     num_threads: int = Field(1, ge=1)
@@ -402,6 +415,15 @@ class TrainSection(Section):
                     f"{field} is {side}, no multiple of {patch}, the side of a patch of the "
                     f"{self.size} model; {side - side % patch} would be"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_measure_on(self) -> TrainSection:
+        if self.held_out_every is not None and self.held_out_pairs == 0:
+            raise ValueError(
+                f"held_out_every is {self.held_out_every}, and held_out_pairs is 0: nothing would "
+                "be measured; set how many pairs to hold out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -514,15 +536,6 @@ class Recipe(Section):
     """The next models."""
     pool: PoolSection = PoolSection()
     """Where the work is done."""
-
-    @model_validator(mode="after")
-    def _publishes_what_it_trains_on(self) -> Recipe:
-        if self.train.human is not None and not self.publish.webdataset:
-            raise ValueError(
-                "train reads the published tars: set publish.webdataset: true, or leave out "
-                "train.human"
-            )
-        return self
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Recipe:

@@ -64,6 +64,10 @@ class ShardError(CapfiltError):
     """One shard cannot be processed; the other shards are not touched by it."""
 
 
+class StoreAwayError(ShardError):
+    """A store does not answer, time after time. It may answer later."""
+
+
 class AccountingError(CapfiltError):
     """A stage lost or invented rows: rows in differ from rows kept plus rows dropped."""
 

@@ -227,8 +227,9 @@ class TrainStep:
     num_samples: int  # seen since the phase began
     grad_norm: Float32 | None = None  # before clipping
     temperature: Float32 | None = None  # of ITC, that the step's losses were computed with
-    # Measured on held-out pairs after the last step of a phase; null before it, and what the
-    # phase's model cannot do. Recall with ITM ranking the candidates of ITC.
+    # Measured on held-out pairs after the step: the last of a phase, and each
+    # train.held_out_every-th. Null after the others, and what the phase's model cannot do. Recall
+    # with ITM ranking the candidates of ITC.
     text_recall_at_1: Float32 | None = None  # image to text
     text_recall_at_5: Float32 | None = None
     text_recall_at_10: Float32 | None = None
@@ -236,6 +237,7 @@ class TrainStep:
     image_recall_at_5: Float32 | None = None
     image_recall_at_10: Float32 | None = None
     cider_d: Float32 | None = None  # of greedy captions, in [0, 10]
+    warning: str | None = None  # what looked wrong after this step, said once while it lasts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ from capfilt.stages.loop import bootstrap
 from capfilt.stages.shards import Funnel
 from capfilt.stages.tables import Tables, open_tables
 from capfilt_blip.blip import Blip
-from capfilt_blip.checkpoint import save_captioner, save_matcher
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
 
@@ -157,8 +157,8 @@ def write_models(folder: Path, *, vocab_size: int = 120) -> None:
     config = dataclasses.replace(tiny, vision=dataclasses.replace(tiny.vision, depth=1))
     torch.manual_seed(0)
     blip = _made_lively(Blip(config))
-    save_captioner(folder / "captioner", model=blip.captioner(), tokenizer=tokenizer)
-    save_matcher(folder / "filter", model=blip.matcher(), tokenizer=tokenizer)
+    save_model(folder / "captioner", model=blip.captioner(), tokenizer=tokenizer)
+    save_model(folder / "filter", model=blip.matcher(), tokenizer=tokenizer)
 
 
 def _made_lively(model: M) -> M:

@@ -35,7 +35,7 @@ from benchmarks.bootstrap_rows.learner import (
 from benchmarks.bootstrap_rows.texts import RoundTexts, round_texts, synthetic_pairs, web_pairs
 from benchmarks.bootstrap_rows.worlds import Album, Pairs, World, joined, pairs_of, thinned
 from capfilt_blip.blip import Blip
-from capfilt_blip.checkpoint import load_blip, save_blip
+from capfilt_blip.checkpoint import load_blip, save_model
 
 
 class Arm(StrEnum):
@@ -158,7 +158,7 @@ def _train(arm: Arm, lab: Lab) -> Row:
     pairs = training_set(arm, lab)
     blip = pretrained(lab.start, pairs, lab.training, seed=lab.seed)
     if arm in (Arm.NONE, Arm.BOTH):  # the next round's models are made of these
-        save_blip(_model_path(lab.folder, arm), model=blip, tokenizer=lab.start.tokenizer)
+        save_model(_model_path(lab.folder, arm), model=blip, tokenizer=lab.start.tokenizer)
     marks = examined(
         blip,
         lab.world.exam,

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.bootstrap_rows.learner import Start, Training, pretrained
 from benchmarks.bootstrap_rows.miniature import named_things
 from capfilt.miniature.teach.sight import new_blip
-from capfilt_blip.checkpoint import load_blip, load_captioner, save_blip
+from capfilt_blip.checkpoint import load_blip, load_captioner, save_model
 
 _SEED = 7  # of the start; the seeds of the experiment draw everything else
 
@@ -32,7 +32,7 @@ def beginning(folder: Path, naming: Training, *, num_pictures: int) -> Start:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = _made(naming, num_pictures)
         beside = folder.with_suffix(".part")
-        save_blip(beside, model=made.blip, tokenizer=made.tokenizer)
+        save_model(beside, model=made.blip, tokenizer=made.tokenizer)
         beside.rename(folder)
     blip, tokenizer = load_blip(folder)
     return Start(blip=blip, tokenizer=tokenizer)

@@ -19,16 +19,11 @@ from benchmarks.bootstrap_rows.worlds import Pairs
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.batches import TextImageBatch
+from capfilt_blip.train.captioner import captioner_finetuning
 from capfilt_blip.train.contrast import ContrastSettings
-from capfilt_blip.train.loop import (
-    CaptionerSettings,
-    MatcherSettings,
-    PretrainSettings,
-    finetune_captioner,
-    finetune_matcher,
-    pretrain,
-)
 from capfilt_blip.train.optimizer import CosineSchedule, OptimizerSettings
+from capfilt_blip.train.pretraining import matcher_finetuning, pretraining
+from capfilt_blip.train.settings import CaptionerSettings, MatcherSettings, PretrainSettings
 
 MAX_TOKENS = 35
 _NUM_PROMPT_TOKENS = 3
@@ -79,9 +74,8 @@ def pretrained(start: Start, pairs: Pairs, training: Training, *, seed: int) -> 
     """Train a BLIP from the start on some pairs."""
     blip = start.copy(training.device)
     batches = batches_of(pairs, training, num_steps=training.num_steps, seed=f"pretrain/{seed}")
-    _drive(
-        pretrain(blip, batches, tokenizer=start.tokenizer, settings=_pretraining(training, seed))
-    )
+    settings = _pretraining(training, seed)
+    _drive(pretraining(blip, tokenizer=start.tokenizer, settings=settings).run(batches))
     return blip
 
 
@@ -97,7 +91,8 @@ def decoupled(blip: Blip, human: Pairs, training: Training, *, seed: int, start:
     batches = batches_of(
         human, training, num_steps=training.num_captioner_steps, seed=f"captioner/{seed}"
     )
-    _drive(finetune_captioner(captioner, batches, tokenizer=start.tokenizer, settings=for_captions))
+    tuning = captioner_finetuning(captioner, tokenizer=start.tokenizer, settings=for_captions)
+    _drive(tuning.run(batches))
     for_filter = MatcherSettings(
         optimizer=_optimizer(training.finetuning_rate, training.num_filter_steps),
         contrast=_contrast(training, num_steps=training.num_filter_steps),
@@ -107,7 +102,7 @@ def decoupled(blip: Blip, human: Pairs, training: Training, *, seed: int, start:
     batches = batches_of(
         human, training, num_steps=training.num_filter_steps, seed=f"filter/{seed}"
     )
-    _drive(finetune_matcher(matcher, batches, tokenizer=start.tokenizer, settings=for_filter))
+    _drive(matcher_finetuning(matcher, tokenizer=start.tokenizer, settings=for_filter).run(batches))
     return Pupils(captioner=captioner, matcher=matcher, prompt=for_captions.prompt)
 
 
@@ -124,7 +119,7 @@ def shared(blip: Blip, human: Pairs, training: Training, *, seed: int, start: St
         label_smoothing=training.label_smoothing,
         seed=seed,
     )
-    _drive(pretrain(both, batches, tokenizer=start.tokenizer, settings=settings))
+    _drive(pretraining(both, tokenizer=start.tokenizer, settings=settings).run(batches))
     return Pupils(captioner=both.captioning(), matcher=both.matching(), prompt="")
 
 

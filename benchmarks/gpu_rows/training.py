@@ -1,4 +1,4 @@
-"""Pre-training: the session beside a plain loop over transformers' modules, and ViT-L's memory."""
+"""Pre-training: the engine beside a plain loop over transformers' modules, and ViT-L's memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks.train_peers import (
     mean_tokens,
     random_batch,
     random_past,
-    session_of,
     training_config,
+    training_of,
     training_pair,
 )
 from benchmarks.train_plain import Learning
@@ -131,9 +131,9 @@ def _large_peak_bytes(bench: Bench, size: str, num_layers: int) -> int:
     engine = EngineSettings(autocast="bfloat16", recomputed_layers=num_layers)
     plan = learning(bench)
     past = random_past(config, plan.num_past)
-    session = session_of(model, tokenizer, learning=plan, engine=engine, past=past)
+    training = training_of(model, tokenizer, learning=plan, engine=engine, past=past)
     batch = random_batch(config, LARGE_BATCH, seed=0)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the second step has AdamW's means from the start
-        session.step(batch)
+        training.step(batch)
     return torch.cuda.max_memory_allocated() - before

@@ -24,6 +24,7 @@ import resource
 import signal
 import sys
 import warnings
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -45,7 +46,7 @@ from capfilt.io.decode_wire import (
     refuse,
 )
 from capfilt.io.phash import THUMBNAIL_PX, perceptual_hash
-from capfilt.io.squares import Square, SquareMaker
+from capfilt.io.squares import Box, Change, Draw, Square, SquareMaker, scaled, unchanged
 from capfilt.records import Reason
 
 _LAZY_PLUGINS = (MpoImagePlugin, TiffImagePlugin)
@@ -75,12 +76,13 @@ class _RefusalError(Exception):
         self.refused = refuse(reason, detail)
 
 
-def main(limits_json: str, squares: SquareMaker) -> None:
+def main(limits_json: str, squares: SquareMaker, draw: Draw | None) -> None:
     """Serve requests until standard input ends.
 
     Args:
         limits_json: the fields of an `ImageLimits`.
         squares: brings pictures into squares; has imported all it needs.
+        draw: reads orders; None if none will come.
     """
     limits = ImageLimits(**json.loads(limits_json))
     _prepare_pillow(limits)
@@ -90,7 +92,7 @@ def main(limits_json: str, squares: SquareMaker) -> None:
     _confine(limits, max_files=answers.fileno() + 1)
     _send(answers, Kind.READY, b"")
     try:
-        _serve(sys.stdin.buffer, answers, limits, squares)
+        _serve(sys.stdin.buffer, answers, limits, squares, draw)
     except BrokenPipeError:  # the parent is gone, and nobody is left to tell
         os._exit(0)
 
@@ -150,30 +152,39 @@ def _become_nobody() -> None:
 
 
 def _serve(
-    requests: BinaryIO, answers: BinaryIO, limits: ImageLimits, squares: SquareMaker
+    requests: BinaryIO,
+    answers: BinaryIO,
+    limits: ImageLimits,
+    squares: SquareMaker,
+    draw: Draw | None,
 ) -> None:
     while len(header := requests.read(REQUEST.size)) == REQUEST.size:
-        operation, side_px, crop_from_px, resampling, num_bytes = REQUEST.unpack(header)
-        image_bytes = requests.read(num_bytes)
-        if len(image_bytes) < num_bytes:
+        operation, side_px, crop_from_px, resampling, *sizes = REQUEST.unpack(header)
+        order, image_bytes = map(requests.read, sizes)
+        if len(image_bytes) < sizes[1]:
             return
         # SIGPROF is left at its default action: the kernel ends the process, whatever it is doing.
         signal.setitimer(signal.ITIMER_PROF, limits.timeout_s)
         fit = Fit(crop_from_px=crop_from_px or None, resampling=Resampling(resampling))
         asked = None if operation == Operation.INSPECT else Square(side_px=side_px, fit=fit)
-        kind, body = answer(asked, image_bytes, limits, squares)
+        change = partial(draw, order) if draw and order else unchanged
+        kind, body = answer(asked, image_bytes, limits, squares, change=change)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(answers, kind, body)
 
 
 def _send(answers: BinaryIO, kind: Kind, body: bytes) -> None:
-    answers.write(ANSWER.pack(kind, len(body)))
-    answers.write(body)
+    answers.write(ANSWER.pack(kind, len(body)) + body)  # in one piece: each write may wake a parent
     answers.flush()
 
 
 def answer(
-    asked: Square | None, image_bytes: bytes, limits: ImageLimits, squares: SquareMaker
+    asked: Square | None,
+    image_bytes: bytes,
+    limits: ImageLimits,
+    squares: SquareMaker,
+    *,
+    change: Change = unchanged,
 ) -> tuple[Kind, bytes]:
     """Do what is asked with one image.
 
@@ -182,6 +193,7 @@ def answer(
         image_bytes: encoded, as found.
         limits: what it may ask of the machine; time and memory are the kernel's to limit.
         squares: brings the picture into a square.
+        change: what is cut out before, and done afterwards.
 
     Returns:
         Kind and body of the answer; a refusal if the image is broken or too large.
@@ -191,20 +203,24 @@ def answer(
         _check_size(image.width, image.height, limits)
         if asked is None:
             return Kind.INSPECTED, pack_inspected(_inspect(image))
-        squares.prepare(image, asked)
-        square = squares.make(_upright(image), asked, max_pixels=limits.max_pixels)
-        return Kind.PIXELS, square.tobytes()
+        whole = image.size
+        box, finish = change(whole)
+        squares.prepare(image, asked, part=box)
+        picture = _upright(image, part=scaled(box, whole, image.size))
+        square = squares.make(picture, asked, max_pixels=limits.max_pixels)
+        return Kind.PIXELS, finish(square).tobytes()
     except Exception as error:  # broken images make Pillow raise nearly everything
         if isinstance(error, ImportError) or getattr(error, "errno", None) is not None:
             raise  # not the image's fault: this process lacks something
         return Kind.REFUSED, pack_refused(_explain(error, image_bytes, limits))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The upright RGB picture; the first frame of an animation."""
+def _upright(image: Image.Image, *, part: Box | None = None) -> Image.Image:
+    """The upright RGB picture, or a part of it; the first frame of an animation."""
     image.load()
     orientation = _orientation(image)
-    picture = _to_rgb(image)
+    whole = part is None or part == (0, 0, *image.size)
+    picture = _to_rgb(image if whole else image.crop(part))
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capfilt.config import Decoding
-from capfilt.io.decode_program import child_command, child_environment
+from capfilt.io.decode_program import ChildPart, child_command, child_environment
 from capfilt.io.decode_wire import (
     ANSWER,
     REQUEST,
@@ -50,9 +50,15 @@ class Task:
 
     position: int  # in the call's list
     image: bytes
-    side_px: int | None  # of the pixels asked for; None to inspect
+    place: npt.NDArray[np.uint8] | None  # (S, S, 3), for the pixels asked for; None to inspect
     fit: Fit  # into that square
+    order: bytes = b""  # for the child's part of another layer
     deaths: int = 0  # of children that were at this image
+
+    @property
+    def side_px(self) -> int | None:
+        """S, if pixels are asked for."""
+        return None if self.place is None else len(self.place)
 
 
 class DecodeProcess:
@@ -61,9 +67,16 @@ class DecodeProcess:
     Args:
         limits: what an image may ask of the child.
         decoding: how it makes squares.
+        part: code of another layer that it runs.
     """
 
-    def __init__(self, limits: ImageLimits, *, decoding: Decoding = "exact") -> None:
+    def __init__(
+        self,
+        limits: ImageLimits,
+        *,
+        decoding: Decoding = "exact",
+        part: ChildPart | None = None,
+    ) -> None:
         self.ready = False
         """Whether it has started: what goes wrong before is not an image's fault."""
         self.ended = False
@@ -74,11 +87,11 @@ class DecodeProcess:
         self._handed_out = 0
         self._outbox: deque[memoryview] = deque()
         self._header: tuple[int, int] | None = None  # kind and length of the body being read
-        self._frame = bytearray(ANSWER.size)
+        self._frame = memoryview(bytearray(ANSWER.size))
         self._filled = 0
         self._deadline_s = time.monotonic() + _START_TIMEOUT_S
         self._process = subprocess.Popen(
-            child_command(limits, decoding),
+            child_command(limits, decoding, part),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -112,7 +125,8 @@ class DecodeProcess:
             and self._handed_out < MAX_IMAGES_PER_CHILD
         ):
             task = waiting.popleft()
-            self._outbox += (memoryview(_header(task)), memoryview(task.image))
+            # In one piece: each write may wake the child.
+            self._outbox.append(memoryview(_header(task) + task.image))
             self.in_flight.append(task)
             self._handed_out += 1
             if self.ready and len(self.in_flight) == 1:
@@ -178,9 +192,8 @@ class DecodeProcess:
     def _fill(self) -> bool:
         """Read on; whether the frame is complete."""
         while self._filled < len(self._frame):
-            rest = memoryview(self._frame)[self._filled :]
             try:
-                received = os.readv(self._answers.fileno(), [rest])
+                received = os.readv(self._answers.fileno(), [self._frame[self._filled :]])
             except BlockingIOError:
                 return False
             if received == 0:
@@ -198,17 +211,20 @@ class DecodeProcess:
             self._expect_header()
         elif self.in_flight and is_expected(kind, num_bytes, side_px=self.in_flight[0].side_px):
             self._header = (kind, num_bytes)
-            self._frame = bytearray(num_bytes)
+            place = self.in_flight[0].place
+            if kind == Kind.PIXELS and place is not None:  # straight to where they are wanted
+                self._frame = place.data.cast("B")
+            else:
+                self._frame = memoryview(bytearray(num_bytes))
             self._filled = 0
         else:
             self.ended = True
 
     def _finish_body(self) -> Iterator[tuple[Task, Answer]]:
         assert self._header is not None
-        kind, body = Kind(self._header[0]), self._frame
-        task = self.in_flight[0]
+        kind, task = Kind(self._header[0]), self.in_flight[0]
         try:
-            answer = _read_answer(kind, body, side_px=task.side_px, limits=self._limits)
+            answer = self._read_answer(kind, task)
         except ValueError:
             self.ended = True
             return
@@ -217,25 +233,23 @@ class DecodeProcess:
         self._expect_header()
         yield task, answer
 
+    def _read_answer(self, kind: Kind, task: Task) -> Answer:
+        if kind is Kind.PIXELS:
+            assert task.place is not None
+            return task.place
+        return unpack_small(kind, bytes(self._frame), self._limits)
+
     def _expect_header(self) -> None:
         self._header = None
-        self._frame = bytearray(ANSWER.size)
+        self._frame = memoryview(bytearray(ANSWER.size))
         self._filled = 0
 
 
 def _header(task: Task) -> bytes:
     operation = Operation.INSPECT if task.side_px is None else Operation.PIXELS
     fit = (task.fit.crop_from_px or 0, task.fit.resampling)
-    return REQUEST.pack(operation, task.side_px or 0, *fit, len(task.image))
-
-
-def _read_answer(
-    kind: Kind, body: bytearray, *, side_px: int | None, limits: ImageLimits
-) -> Answer:
-    if kind is Kind.PIXELS:
-        assert side_px is not None
-        return np.frombuffer(body, np.uint8).reshape(side_px, side_px, 3)
-    return unpack_small(kind, body, limits)
+    sizes = (len(task.order), len(task.image))
+    return REQUEST.pack(operation, task.side_px or 0, *fit, *sizes) + task.order
 
 
 def _enlarge(pipe: int) -> None:

@@ -1,7 +1,8 @@
 """The program a decoding process runs: which code, found in which folders, in which environment.
 
 What a way of decoding needs stands in its program, so a child that decodes exactly imports nothing
-beside Pillow and numpy, and a missing package is told before any child is started.
+beside Pillow and numpy, and a missing package is told before any child is started. A layer above
+may hand in a part of the program (`ChildPart`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from capfilt.io.decode_wire import ImageLimits
 _PROGRAM = """
 import sys
 sys.path += sys.argv[2:]
+draw = None
+{{part}}
 from capfilt.io.decode_child import main
 from capfilt.io.squares import OVERSIZE, SquareMaker
 {imports}
-main(sys.argv[1], SquareMaker({parts}))
+main(sys.argv[1], SquareMaker({parts}), draw)
 """
 _SIMD = "from capfilt.io.simd_resize import SimdResize"
 _PROGRAMS: dict[Decoding, str] = {
@@ -42,6 +45,23 @@ _PACKAGES: dict[Decoding, tuple[str, ...]] = {
     "fast_scaled": ("cykooz_resizer",),
 }
 """Beside those capfilt cannot be installed without."""
+_PART = """
+from types import ModuleType
+package = sys.modules["{package}"] = ModuleType("{package}")
+package.__path__ = [folder + "/{package}" for folder in sys.argv[2:]]
+from {module} import {name} as draw
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildPart:
+    """A function that children call: with an order and an image's size, for what to do to it."""
+
+    module: str  # where it is
+    name: str
+    package: str
+    """What the module needs modules of. They are imported one by one: the package's own `__init__`,
+    which may import much more, is not run."""
 
 
 def check_decoding(decoding: Decoding, *, asked_by: str) -> None:
@@ -62,7 +82,9 @@ def check_decoding(decoding: Decoding, *, asked_by: str) -> None:
         )
 
 
-def child_command(limits: ImageLimits, decoding: Decoding) -> list[str]:
+def child_command(
+    limits: ImageLimits, decoding: Decoding, part: ChildPart | None = None
+) -> list[str]:
     """Run the child with this process's Pillow, numpy and capfilt, and nothing else.
 
     -I and -S keep out the working directory, PYTHONPATH and the user's site; the folders come
@@ -71,13 +93,16 @@ def child_command(limits: ImageLimits, decoding: Decoding) -> list[str]:
     Args:
         limits: what an image may ask of the child.
         decoding: how it makes squares; `check_decoding` has passed.
+        part: code of another layer that it runs.
     """
-    origins = [find_spec(name) for name in _PACKAGES[decoding]]
+    names = _PACKAGES[decoding] if part is None else (*_PACKAGES[decoding], part.package)
+    program = _PROGRAMS[decoding].format(part="" if part is None else _PART.format(**asdict(part)))
+    origins = [find_spec(name) for name in names]
     files = [origin.origin for origin in origins if origin is not None]
     packages = [Path(file).parent for file in (PIL.__file__, np.__file__, *files) if file]
     packages.append(Path(__file__).parents[1])
     folders = dict.fromkeys(str(package.absolute().parent) for package in packages)
-    options = ["-I", "-S", "-B", "-c", _PROGRAMS[decoding], json.dumps(asdict(limits))]
+    options = ["-I", "-S", "-B", "-c", program, json.dumps(asdict(limits))]
     return [sys.executable, *options, *folders]
 
 

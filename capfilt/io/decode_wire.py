@@ -16,8 +16,9 @@ from capfilt.records import Reason
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Pillow's names of the formats decoded; no other decoder is ever reached by an image."""
 
-REQUEST = struct.Struct("<BIIBQ")
-"""Operation, side_px, `Fit` in two numbers (0 for None), bytes of the image that follows."""
+REQUEST = struct.Struct("<BIIBHQ")
+"""Operation, side_px, `Fit` in two numbers (0 for None), bytes of the order and of the image that
+follow."""
 ANSWER = struct.Struct("<BI")  # kind, bytes of the body that follows
 MAX_DETAIL_CHARS = 200
 _SIZE_AND_HASH = struct.Struct("<IIQ")

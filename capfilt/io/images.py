@@ -3,6 +3,7 @@
     decoder = ImageDecoder(ImageLimits(), num_processes=2)
     decoder.inspect(images)            # -> Inspected or Refused per image
     decoder.pixels(images, side_px=384)  # -> (384, 384, 3) uint8 or Refused per image
+    decoder.fill(places, images, orders)  # the same into given arrays, changed at random
     decoder.close()
 
 Images are decoded by child processes (`decode_child.py`). A child that runs out of time, out of
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from capfilt.config import Decoding
 from capfilt.errors import CapfiltError
 from capfilt.io.decode_process import Answer, DecodeProcess, Task
-from capfilt.io.decode_program import check_decoding
+from capfilt.io.decode_program import ChildPart, check_decoding
 from capfilt.io.decode_wire import Fit, ImageLimits, Inspected, Refused, Resampling, refuse
 from capfilt.records import Reason
 
@@ -55,19 +56,26 @@ class ImageDecoder:
     Args:
         limits: what an image may ask of the machine.
         num_processes: children, each on one core. They start with the first images.
-        decoding: how `pixels` makes squares: exactly, or faster (`squares.py`).
+        decoding: how squares are made: exactly, or faster (`squares.py`).
+        part: code of another layer that the children run; `fill` needs it.
 
     Raises:
         MissingDependencyError: that way of decoding needs a package that is not installed.
     """
 
     def __init__(
-        self, limits: ImageLimits, *, num_processes: int = 1, decoding: Decoding = "exact"
+        self,
+        limits: ImageLimits,
+        *,
+        num_processes: int = 1,
+        decoding: Decoding = "exact",
+        part: ChildPart | None = None,
     ) -> None:
         check_decoding(decoding, asked_by="decoding")
         assert num_processes >= 1, f"num_processes is {num_processes}"
         self._limits = limits
         self._decoding = decoding
+        self._part = part
         self._num_processes = num_processes
         self._processes: list[DecodeProcess] = []
         self._failed_starts = 0
@@ -100,7 +108,8 @@ class ImageDecoder:
         Raises:
             CapfiltError: no child process can be started.
         """
-        return cast("list[Inspected | Refused]", self._decode(images, side_px=None))
+        tasks = [Task(position, image, None, SQUASH) for position, image in enumerate(images)]
+        return cast("list[Inspected | Refused]", self._decode(tasks))
 
     def pixels(
         self, images: Sequence[bytes], *, side_px: int, fit: Fit = SQUASH
@@ -118,8 +127,42 @@ class ImageDecoder:
         Raises:
             CapfiltError: no child process can be started.
         """
-        answers = self._decode(images, side_px=side_px, fit=fit)
-        return cast("list[npt.NDArray[np.uint8] | Refused]", answers)
+        places = np.empty((len(images), side_px, side_px, 3), np.uint8)
+        tasks = [
+            Task(position, image, place, fit)
+            for position, (image, place) in enumerate(zip(images, places, strict=True))
+        ]
+        return cast("list[npt.NDArray[np.uint8] | Refused]", self._decode(tasks))
+
+    def fill(
+        self,
+        places: Sequence[npt.NDArray[np.uint8]],
+        images: Sequence[bytes],
+        orders: Sequence[bytes],
+    ) -> list[Refused | None]:
+        """Decode images, each changed as its order says, to where they are wanted.
+
+        Args:
+            places: one contiguous (S, S, 3) uint8 per image, for RGB; that of a refused image holds
+                anything afterwards.
+            images: encoded, as found.
+            orders: one per image, as the children's part reads them.
+
+        Returns:
+            A refusal, or None for success, per image, in the same order.
+
+        Raises:
+            CapfiltError: no child process can be started.
+        """
+        assert self._part is not None, "the children have no part that reads orders"
+        tasks = [
+            Task(position, image, place, SQUASH, order)
+            for position, (place, image, order) in enumerate(
+                zip(places, images, orders, strict=True)
+            )
+        ]
+        answers = self._decode(tasks)
+        return [answer if isinstance(answer, Refused) else None for answer in answers]
 
     def close(self) -> None:
         """End the child processes. The decoder can still be used: they start again."""
@@ -129,28 +172,27 @@ class ImageDecoder:
 
     # A child that answers with the other operation's kind is killed (`decode_wire.is_expected`), so
     # the casts above hold.
-    def _decode(
-        self, images: Sequence[bytes], *, side_px: int | None, fit: Fit = SQUASH
-    ) -> list[Answer]:
+    def _decode(self, tasks: Sequence[Task]) -> list[Answer]:
         self._failed_starts = 0
         answers: dict[int, Answer] = {}
         waiting: deque[Task] = deque()
-        for position, image in enumerate(images):
-            if len(image) > self._limits.max_bytes:
-                answers[position] = _too_many_bytes(len(image), self._limits)
+        for task in tasks:
+            if len(task.image) > self._limits.max_bytes:
+                answers[task.position] = _too_many_bytes(len(task.image), self._limits)
             else:
-                waiting.append(Task(position, image, side_px, fit))
+                waiting.append(task)
         try:
-            while len(answers) < len(images):
+            while len(answers) < len(tasks):
                 self._take_turn(waiting, answers)
         except BaseException:
             self.close()  # or the answers on their way would meet the next call's images
             raise
-        return [answers[position] for position in range(len(images))]
+        return [answers[position] for position in range(len(tasks))]
 
     def _take_turn(self, waiting: deque[Task], answers: dict[int, Answer]) -> None:
         while len(self._processes) < self._num_processes:
-            self._processes.append(DecodeProcess(self._limits, decoding=self._decoding))
+            process = DecodeProcess(self._limits, decoding=self._decoding, part=self._part)
+            self._processes.append(process)
         for depth in (1, 2):  # one image in work and one on its way; but first, one for each child
             for process in self._processes:
                 process.hand_out(waiting, max_in_flight=depth)

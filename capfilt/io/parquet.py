@@ -100,19 +100,21 @@ def to_bytes(table: pa.Table, *, metadata: Mapping[str, str] | None = None) -> b
         schema=schema.with_metadata(dict(sorted((metadata or {}).items())) or None),
     )
     sink = pa.BufferOutputStream()
+    columns = _column_paths(described.schema)
     with pq.ParquetWriter(
         sink,
         described.schema,
         version="2.6",
-        compression="zstd",
-        compression_level=ZSTD_LEVEL,
+        compression={path: "zstd" if packed else "none" for path, packed in columns.items()},
+        compression_level={path: ZSTD_LEVEL for path, packed in columns.items() if packed},
+        use_dictionary=[path for path, packed in columns.items() if packed],
         write_page_checksum=True,
         store_schema=True,
     ) as writer:
         for piece in _row_groups(described):
             writer.write_table(piece)
     payload: bytes = sink.getvalue().to_pybytes()
-    file = _open(payload)
+    file = open_parquet(pa.BufferReader(payload))
     # one row group at a time: a shard of images is not held in memory twice
     found = sum(file.read_row_group(i).num_rows for i in range(file.num_row_groups))
     assert found == table.num_rows, f"{found} rows read back, {table.num_rows} were written"
@@ -138,7 +140,7 @@ def from_bytes(
         StorageError: it is damaged, has another schema, or holds an extension type.
     """
     try:
-        file = _open(payload)
+        file = open_parquet(pa.BufferReader(payload))
         _check_schema(file.schema_arrow, record_type, where=where)
         if absent := set(columns or ()) - set(file.schema_arrow.names):  # pyarrow would skip them
             raise StorageError(f"{where}: has no columns {sorted(absent)}")
@@ -154,6 +156,23 @@ def from_bytes(
     return table
 
 
+def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
+    """Open a Parquet file; checksums are looked at, and a footer that would fill memory refused.
+
+    Raises:
+        pa.ArrowException: it is damaged or not Parquet.
+        OSError: the same.
+    """
+    return pq.ParquetFile(
+        source,
+        page_checksum_verification=True,
+        pre_buffer=False,
+        thrift_string_size_limit=MAX_FOOTER_BYTES,
+        thrift_container_size_limit=MAX_FOOTER_ITEMS,
+        arrow_extensions_enabled=False,
+    )
+
+
 def split_optional(hint: object) -> tuple[object, bool]:
     """A type without its `| None`, and whether it had one."""
     if get_origin(hint) not in (Union, types.UnionType):
@@ -161,17 +180,6 @@ def split_optional(hint: object) -> tuple[object, bool]:
     members = [member for member in get_args(hint) if member is not types.NoneType]
     assert len(members) == 1, f"a field is one type or one type and None, not {hint}"
     return members[0], True
-
-
-def _open(payload: bytes) -> pq.ParquetFile:
-    return pq.ParquetFile(
-        pa.BufferReader(payload),
-        page_checksum_verification=True,
-        pre_buffer=False,
-        thrift_string_size_limit=MAX_FOOTER_BYTES,
-        thrift_container_size_limit=MAX_FOOTER_ITEMS,
-        arrow_extensions_enabled=False,
-    )
 
 
 def _read(file: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
@@ -259,6 +267,20 @@ def _relaxed_field(field: pa.Field) -> pa.Field:
     elif pa.types.is_list(kind):
         kind = pa.list_(_relaxed_field(kind.value_field))
     return pa.field(field.name, kind)
+
+
+def _column_paths(schema: pa.Schema) -> dict[str, bool]:
+    """The columns of a file, and which of them are compressed: all but bytes.
+
+    Bytes are images, compressed already; as they are, each can be read alone, by its place.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return {
+        column.path: column.physical_type != "BYTE_ARRAY" or column.logical_type.type != "NONE"
+        for column in (columns.column(i) for i in range(len(columns)))
+    }
 
 
 def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -6,13 +6,25 @@ Training meets the images of all shards in any order, so it asks for a range at 
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import fsspec
 
-from capfilt.errors import ShardError
+from capfilt.errors import ShardError, StoreAwayError
 from capfilt.io.shards import open_shard
+
+RETRY_AFTER_S = (1.0, 5.0, 25.0)
+"""Waits before a failed read is tried again: a store that is away for half a minute ends nothing.
+s3fs and gcsfs try again for some seconds by themselves; others, such as HTTP's, do not."""
+
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
+"""Failures that waiting does not mend."""
+
+log = logging.getLogger(__name__)
 
 
 class Ranges(Protocol):
@@ -29,23 +41,43 @@ class Ranges(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteRanges:
-    """A file of an fsspec file system; each read is a request of its own."""
+    """A file of an fsspec file system; each read is a request of its own.
+
+    Args:
+        url: what was opened.
+        filesystem: where it lies.
+        path: its name there.
+        wait: sleeps for some seconds.
+    """
 
     url: str
     filesystem: fsspec.AbstractFileSystem
     path: str
+    wait: Callable[[float], None] = time.sleep
 
     def read(self, *, offset: int, num_bytes: int) -> bytes:
         """The bytes at a place.
 
         Raises:
-            ShardError: the store does not answer, or the file is gone.
+            StoreAwayError: the store does not answer for half a minute.
+            ShardError: the file is gone, or may not be read.
         """
-        try:
-            found = self.filesystem.cat_file(self.path, start=offset, end=offset + num_bytes)
-        except (OSError, ValueError) as err:
-            raise ShardError(f"{self.url}: cannot be read: {err}") from err
-        return bytes(found)
+        waits = iter(RETRY_AFTER_S)
+        while True:
+            try:
+                found = self.filesystem.cat_file(self.path, start=offset, end=offset + num_bytes)
+            # Those of aiohttp and gcsfs are no OSErrors.
+            except Exception as err:
+                why = f"{self.url}: cannot be read: {err}"
+                if isinstance(err, PERMANENT):
+                    raise ShardError(why) from err
+                wait_s = next(waits, None)
+                if wait_s is None:
+                    raise StoreAwayError(why) from err
+                log.warning("%s; again in %.0f s", why, wait_s)
+                self.wait(wait_s)
+            else:
+                return bytes(found)
 
 
 def open_ranges(url: str) -> Ranges:

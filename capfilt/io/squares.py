@@ -21,6 +21,15 @@ from capfilt.io.decode_wire import Fit, Resampling
 
 Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of a picture, in pixels."""
+Finish: TypeAlias = Callable[[Image.Image], Image.Image]
+"""A square, changed."""
+Change: TypeAlias = Callable[[Size], tuple[Box, Finish]]
+"""For the size of an image as its file has it: the part that becomes the square, and what is done
+to the square."""
+Draw: TypeAlias = Callable[[bytes, Size], tuple[Box, Finish]]
+"""The same, as an order has it."""
 Resize: TypeAlias = Callable[[Image.Image, Size, Resampling], Image.Image]
 """An RGB picture, scaled to a size."""
 
@@ -35,6 +44,20 @@ class Square:
 
     side_px: int
     fit: Fit
+
+
+def unchanged(size: Size) -> tuple[Box, Finish]:
+    """The whole picture, and nothing more: no change."""
+    return (0, 0, *size), lambda square: square
+
+
+def scaled(box: Box, size: Size, new_size: Size) -> Box:
+    """Where a part of a picture lies once the picture is scaled."""
+    left, top, right, bottom = (
+        round(edge * now / before)
+        for edge, now, before in zip(box, 2 * new_size, 2 * size, strict=True)
+    )
+    return left, top, right, bottom
 
 
 def pillow_resize(picture: Image.Image, size: Size, resampling: Resampling) -> Image.Image:
@@ -55,15 +78,22 @@ class SquareMaker:
     resize: Resize = pillow_resize
     oversize: float | None = None
 
-    def prepare(self, image: Image.Image, asked: Square) -> None:
+    def prepare(self, image: Image.Image, asked: Square, *, part: Box) -> None:
         """Say how much of an image is needed, before it is decoded.
 
         Every coefficient of the file is read at any scale, so what is truncated or broken is
         refused all the same.
+
+        Args:
+            image: opened, and not decoded.
+            asked: the square.
+            part: of the image, that becomes the square.
         """
         if self.oversize is not None:
             shortest = ceil(self.oversize * max(asked.side_px, asked.fit.crop_from_px or 0))
-            image.draft(None, (shortest, shortest))  # formats but JPEG have no such thing
+            width = ceil(shortest * image.width / (part[2] - part[0]))
+            height = ceil(shortest * image.height / (part[3] - part[1]))
+            image.draft(None, (width, height))  # formats but JPEG have no such thing
 
     def make(self, picture: Image.Image, asked: Square, *, max_pixels: int) -> Image.Image:
         """The square a model sees; see `Fit`.

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capfilt.errors import ShardError
-from capfilt.io.ranges import open_ranges
+from capfilt.io.parquet_places import MAX_GROUP_BYTES, REWRITE
+from capfilt.io.ranges import Ranges, open_ranges
 from capfilt.io.rows import LazyRows
-from capfilt.io.shards import ShardFile, open_shard
-from capfilt.io.tar import TarDamage, TarSample, group_samples
+from capfilt.io.shards import open_shard
 from capfilt.records import Reason
-from capfilt.stages.index import IMAGE_EXTENSIONS, web_text_of
+from capfilt.stages.index import web_text_of
+from capfilt.stages.pair_shards import FoundSample, row_group_images, samples_of
 from capfilt.workers.batches import SourceImage
 from capfilt.workers.trainer_pairs import TrainingPair
 
@@ -33,14 +35,24 @@ MAX_TEXTS = 100
 MAX_OPEN_SHARDS = 256
 """Shards held open while training reads images: a quarter of the usual limit of open files."""
 
+log = logging.getLogger(__name__)
+
+COSTLY_BYTES = 1_000_000
+"""Read for one image: ten times a usual one; more is told."""
+
+SAMPLES_AT_ONCE = 4096
+"""Listed as Python objects, before they become columns: a shard may have millions."""
+
 PLACES = pa.schema(
     [
         ("shard", pa.int32()),  # position among the shards listed
         ("sample", pa.large_string()),  # its name and occurrence in the shard
         ("text", pa.large_string()),
         ("written_by", pa.string()),
-        ("offset", pa.int64()),  # of the image in the tar
+        ("offset", pa.int64()),  # of the image in the shard, as in `parquet_places.Place`
         ("num_bytes", pa.int64()),
+        ("row_group", pa.int32()),  # null where those bytes are the image
+        ("row", pa.int32()),
     ]
 )
 """Columns that say where a pair is: a round may have more pairs than memory has objects."""
@@ -49,6 +61,9 @@ WrittenBy = Literal["web", "synthetic", "human"]
 """The source of a text: the web page (T_w), the captioner (T_s) or a person (T_h)."""
 
 FoundText = tuple[str, WrittenBy]
+
+DEFAULT_TEXT_FIELD = "caption"
+"""Of human pairs without a .txt."""
 
 TextsOf = Callable[[Mapping[str, bytes]], list[FoundText]]
 """Finds a sample's texts among its text members."""
@@ -70,7 +85,9 @@ def human_texts(texts: Mapping[str, bytes], *, text_field: str | None) -> list[F
     one = web_text_of(texts, text_field)
     if one is not None:
         return [(one, "human")] if one.strip() else []
-    several = (web_text_of(texts, f"{text_field or 'caption'}.{i}") for i in range(MAX_TEXTS))
+    several = (
+        web_text_of(texts, f"{text_field or DEFAULT_TEXT_FIELD}.{i}") for i in range(MAX_TEXTS)
+    )
     return [(text, "human") for text in several if text is not None and text.strip()]
 
 
@@ -93,39 +110,40 @@ class ListedPairs:
         return replace(self, places=self.places.filter(pc.field("written_by") == source))
 
 
-def list_pairs(urls: Sequence[str], texts_of: TextsOf, *, max_text_bytes: int) -> ListedPairs:
+def list_pairs(
+    urls: Sequence[str], texts_of: TextsOf, *, max_text_bytes: int, text_column: str = "texts"
+) -> ListedPairs:
     """Find the pairs of some shards: one per text of each sample that has an image.
 
     Args:
-        urls: the shards.
+        urls: the shards, tars or Parquet files.
         texts_of: finds a sample's texts.
         max_text_bytes: of a .txt or .json member; a longer one is cut.
+        text_column: of Parquet files; that of published ones is the default.
 
     Raises:
         ShardError: a shard is damaged or cannot be read.
+        CapfiltError: a Parquet file has other columns.
     """
     lost: Counter[str] = Counter()
     found = [PLACES.empty_table()]
     for number, url in enumerate(urls):
-        places = []
-        for sample, texts in _described(open_shard(url), texts_of, max_text_bytes=max_text_bytes):
-            image = next((sample.members[e] for e in IMAGE_EXTENSIONS if e in sample.members), None)
-            if image is None or not texts:
-                lost[Reason.IMAGE_MISSING if image is None else Reason.TEXT_MISSING] += 1
-                continue
-            name = f"{sample.source_key}/{sample.occurrence}"
-            places += [
-                (number, name, text, written_by, image.offset, image.num_bytes)
-                for text, written_by in texts
-            ]
-        found.append(_columns(places))
-    return ListedPairs(urls=urls, places=pa.concat_tables(found), lost=lost)
+        samples = samples_of(url, text_column=text_column, max_text_bytes=max_text_bytes)
+        while some := list(islice(samples, SAMPLES_AT_ONCE)):
+            places = [place for sample in some for place in _places(sample, texts_of, number, lost)]
+            found.append(pa.Table.from_pylist(places, schema=PLACES))
+    listed = ListedPairs(urls=urls, places=pa.concat_tables(found), lost=lost)
+    _warn_of_row_groups(listed)
+    return listed
 
 
 def held_out_split(
     pairs: ListedPairs, *, num_pairs: int, seed: int
 ) -> tuple[ListedPairs, ListedPairs]:
-    """Set samples aside by a hash of their names: the same ones in every round.
+    """Set images aside by a hash of their bytes: the same ones in every round.
+
+    A collection with a sample for each text, as COCO is often written, has an image many times.
+    Only its bytes tell, so all images are read once if any are to be set aside.
 
     Args:
         pairs: of the human shards.
@@ -134,30 +152,36 @@ def held_out_split(
 
     Returns:
         The pairs to learn from, and those set aside.
+
+    Raises:
+        ShardError: a shard cannot be read.
     """
-    shards, names = (pairs.places[column].to_pylist() for column in ("shard", "sample"))
-    samples = list(zip(shards, names, strict=True))
-    num_texts = Counter(samples)
-    chosen, left = set[tuple[int, str]](), num_pairs
-    for sample in sorted(num_texts, key=lambda sample: _keyed(seed, *sample)) if left else ():
+    if num_pairs == 0:
+        return pairs, replace(pairs, places=PLACES.empty_table(), lost={})
+    images = _digests(pairs)
+    num_texts = Counter(images)
+    chosen, left = set[bytes](), num_pairs
+    for image in sorted(num_texts, key=lambda image: _keyed(seed, image)):
         if left <= 0:
             break
-        chosen.add(sample)
-        left -= num_texts[sample]
-    aside = pa.array([sample in chosen for sample in samples], pa.bool_())
+        chosen.add(image)
+        left -= num_texts[image]
+    aside = pa.array([image in chosen for image in images], pa.bool_())
     rest = replace(pairs, places=pairs.places.filter(pc.invert(aside)))
     return rest, replace(pairs, places=pairs.places.filter(aside), lost={})
 
 
 def read_pairs(pairs: ListedPairs) -> Sequence[TrainingPair]:
     """The pairs; their images are read as they are asked for, by as many threads as like."""
-    opened = lru_cache(maxsize=MAX_OPEN_SHARDS)(open_ranges)
     places = pairs.places.combine_chunks()  # a row of many chunks is slow to find
+    opened = lru_cache(maxsize=MAX_OPEN_SHARDS)(open_ranges)
+    largest = pc.max(_in_row_groups(places)["num_bytes"]).as_py() or MAX_GROUP_BYTES
+    row_group = lru_cache(maxsize=MAX_GROUP_BYTES // largest)(row_group_images)
 
     def read(row: int) -> TrainingPair:
         place = {name: places[name][row].as_py() for name in PLACES.names}
         url = pairs.urls[place["shard"]]
-        payload = opened(url).read(offset=place["offset"], num_bytes=place["num_bytes"])
+        payload = _payload(place, url, opened=opened, row_group=row_group)
         digest = hashlib.sha256(payload).hexdigest()
         image = SourceImage(key=f"{url}/{place['sample']}", payload=payload, sha256=digest)
         return TrainingPair(image=image, text=place["text"])
@@ -165,30 +189,72 @@ def read_pairs(pairs: ListedPairs) -> Sequence[TrainingPair]:
     return LazyRows(range(len(places)), read)
 
 
-def _keyed(seed: int, shard: int, sample: str) -> bytes:
-    name = f"held out/{seed}/{shard}/{sample}"
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+def _payload(
+    place: Mapping[str, Any],
+    url: str,
+    *,
+    opened: Callable[[str], Ranges],
+    row_group: Callable[[str, int], pa.ChunkedArray],
+) -> bytes:
+    """The bytes of the image at a place of `PLACES`."""
+    if place["row_group"] is None:
+        return opened(url).read(offset=place["offset"], num_bytes=place["num_bytes"])
+    found: bytes = row_group(url, place["row_group"])[place["row"]].as_py()
+    return found
 
 
-def _described(
-    file: ShardFile, texts_of: TextsOf, *, max_text_bytes: int
-) -> Iterator[tuple[TarSample, list[FoundText]]]:
-    """The samples of a shard, each with its texts."""
-    try:
-        samples = group_samples(file.members())
-    except TarDamage as err:
-        raise ShardError(f"{file.url}: damaged at byte {err.at_byte}: {err.why}") from err
-    for sample in samples:
-        texts = {
-            extension: file.read(
-                offset=member.offset, num_bytes=min(member.num_bytes, max_text_bytes)
-            )
-            for extension, member in sample.members.items()
-            if extension in ("txt", "json")
-        }
-        yield sample, texts_of(texts)
+def _digests(pairs: ListedPairs) -> list[bytes]:
+    """SHA-256 of each pair's image, shard after shard.
+
+    A shard that lies elsewhere is copied first, as for listing it: a request for each of its images
+    would take far longer.
+    """
+    opened = lru_cache(maxsize=1)(open_shard)
+    row_group = lru_cache(maxsize=1)(row_group_images)
+    digests, last = list[bytes](), None
+    for batch in pairs.places.to_batches(max_chunksize=SAMPLES_AT_ONCE):
+        for place in batch.to_pylist():
+            if (sample := (place["shard"], place["sample"])) == last:  # another text of it
+                digests.append(digests[-1])
+                continue
+            url, last = pairs.urls[place["shard"]], sample
+            payload = _payload(place, url, opened=opened, row_group=row_group)
+            digests.append(hashlib.sha256(payload).digest())
+    return digests
 
 
-def _columns(places: Sequence[tuple[int, str, str, str, int, int]]) -> pa.Table:
-    rows = [dict(zip(PLACES.names, place, strict=True)) for place in places]
-    return pa.Table.from_pylist(rows, schema=PLACES)
+def _keyed(seed: int, image: bytes) -> bytes:
+    return hashlib.blake2b(b"held out/%d/%b" % (seed, image), digest_size=8).digest()
+
+
+def _places(
+    sample: FoundSample, texts_of: TextsOf, shard: int, lost: Counter[str]
+) -> Iterator[dict[str, object]]:
+    """Rows of `PLACES`; what is no pair is counted."""
+    image, texts = sample.image, texts_of(sample.texts)
+    if image is None or not texts:
+        lost[Reason.IMAGE_MISSING if image is None else Reason.TEXT_MISSING] += 1
+        return
+    place = {"shard": shard, "sample": sample.name, **asdict(image)}
+    for text, written_by in texts:
+        yield {**place, "text": text, "written_by": written_by}
+
+
+def _in_row_groups(places: pa.Table) -> pa.Table:
+    """The places of images that are read with all others of their row group."""
+    return places.filter(pc.field("row_group").is_valid())
+
+
+def _warn_of_row_groups(pairs: ListedPairs) -> None:
+    """Say it if many images are read to get at one, for training is slow then."""
+    slow = _in_row_groups(pairs.places)
+    mean_bytes = pc.mean(slow["num_bytes"]).as_py() or 0
+    if mean_bytes > COSTLY_BYTES:
+        log.warning(
+            "%s: %d pairs are in row groups of Parquet that pyarrow reads as a whole, and an image "
+            "costs %.1f MB to read; %s",
+            pairs.urls[slow["shard"][0].as_py()],
+            len(slow),
+            mean_bytes / 1e6,
+            REWRITE,
+        )

@@ -8,7 +8,7 @@ from capfilt.stages.diversity import Share
 from capfilt.stages.round_report import RoundReport
 
 MAX_SHOWN_CHARS = 40
-"""Of the commonest caption: columns stand side by side."""
+"""Of a caption or a warning: columns stand side by side."""
 NOT_SHOWN = (
     *("step", "num_samples", "learning_rate", "grad_norm", "temperature"),
     *("itc_loss", "itm_loss", "lm_loss"),
@@ -45,6 +45,8 @@ def _figures(report: RoundReport) -> Iterator[tuple[str, str]]:
     if report.audit_disagreement is not None:
         yield from _share("cascade: ITM disagrees", report.audit_disagreement)
     for phase in report.training:
+        if phase.warnings:
+            yield f"{phase.phase}: warnings", "; ".join(map(_cut, phase.warnings))
         for name, value in phase.values.items():
             if name not in NOT_SHOWN:
                 yield f"{phase.phase}: {name.replace('_', ' ')}", f"{value:,.4g}"

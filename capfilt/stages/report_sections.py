@@ -217,10 +217,15 @@ def training(round_: ReportedRound, *, alone: bool) -> str:
         last = "".join(_loss(name, value) for name, value in last_losses(steps).items())
         charts += (
             f'<figure class="panel"><figcaption><b>{plain(phase)}</b>{last}</figcaption>'
-            f"{loss_curves(steps, phase=phase)}</figure>"
+            f"{loss_curves(steps, phase=phase)}{_warnings(steps)}</figure>"
         )
     title = "" if alone else f"<h3>Round {round_.number}</h3>"
     return f'{title}<div class="charts">{charts}</div>' if charts else ""
+
+
+def _warnings(steps: Sequence[TrainStep]) -> str:
+    lines = [f"step {step.step + 1:,}: {step.warning}" for step in steps if step.warning]
+    return "".join(f"<p><b>Warning</b>, {plain(line)}</p>" for line in lines)
 
 
 def _loss(name: str, value: float) -> str:

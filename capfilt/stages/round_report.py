@@ -60,6 +60,7 @@ class PhaseFigures:
 
     phase: str
     values: Mapping[str, float]  # the last of every number the phase logged, by column of `models`
+    warnings: tuple[str, ...] = ()  # what looked wrong on the way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,4 +253,10 @@ def phase_figures(steps: pa.Table) -> Iterator[PhaseFigures]:
             for name, found in last.items()
             if found and math.isfinite(found[0])
         }
-        yield PhaseFigures(phase=phase, values=values)
+        yield PhaseFigures(phase=phase, values=values, warnings=tuple(_warnings(rows)))
+
+
+def _warnings(rows: pa.Table) -> Iterator[str]:
+    warned = rows.filter(pc.is_valid(rows["warning"]))
+    for step, line in zip(warned["step"].to_pylist(), warned["warning"].to_pylist(), strict=True):
+        yield f"step {step + 1:,}: {line}"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from capfilt.config import Recipe
 from capfilt.errors import CapfiltError
-from capfilt.io.commits import NewFile, Table
-from capfilt.io.images import ImageDecoder
+from capfilt.io.commits import Commit, FileRef, NewFile, Table
+from capfilt.io.images import ImageDecoder, check_decoding
 from capfilt.io.inputs import expand_pattern
 from capfilt.io.models import local_model
 from capfilt.io.parquet import table_from, to_bytes
@@ -28,6 +28,7 @@ from capfilt.pool import Fetched, Pool, Quarantine, Resources, ShardReport, Work
 from capfilt.records import HeldOutCaption, Reason, TrainStep
 from capfilt.stages.index import MAX_TEXT_MEMBER_BYTES, image_limits
 from capfilt.stages.pairs import (
+    DEFAULT_TEXT_FIELD,
     held_out_split,
     human_texts,
     list_pairs,
@@ -39,6 +40,7 @@ from capfilt.stages.sources import web_shards
 from capfilt.stages.tables import Tables
 from capfilt.workers.kinds import is_blip
 from capfilt.workers.train import Given, Notebook, Trained, TrainWorker
+from capfilt.workers.trainer_batches import TRAINING_PIXELS
 from capfilt.workers.trainer_pairs import TrainingSet
 from capfilt.workers.trainer_progress import ProgressFolder
 
@@ -55,12 +57,13 @@ def job(recipe: Recipe, tables: Tables) -> TrainJob:
     """The stage's work: one piece for the whole round."""
     assert recipe.train.human is not None, "only asked for by runs that train"
     check_tokenizer(recipe, tables)
+    check_decoding(recipe.train.decode, asked_by="train.decode")
     published = tables.of("publish")
     commits = tables.committed("publish")
     return TrainJob(
         recipe=recipe,
         published=tuple(
-            f"{published.store.url}/{commit.file('tar').path}" for commit in commits.values()
+            f"{published.store.url}/{_images_of(commit).path}" for commit in commits.values()
         ),
         human=tuple(shard.url for shard in expand_pattern(recipe.train.human)),
         tokenizer=recipe.train.tokenizer or tables.sources["captioner"].name,
@@ -68,6 +71,15 @@ def job(recipe: Recipe, tables: Tables) -> TrainJob:
         table=tables.begin(STAGE, recompute=recipe.on_changed_settings == "recompute"),
         events=tables.store.child("events", STAGE, f"round-{tables.round:03d}").local_path(),
     )
+
+
+def _images_of(commit: Commit) -> FileRef:
+    """A published shard's file with the images: its tar if it has one.
+
+    The pairs are the same, and so is what reading them costs; but the images of Parquet files that
+    were published compressed, as they once were, cost a row group each.
+    """
+    return next((file for file in commit.files if file.role == "tar"), commit.file())
 
 
 def check_tokenizer(recipe: Recipe, tables: Tables) -> None:
@@ -90,8 +102,8 @@ class TrainJob:
     """Training after one round."""
 
     recipe: Recipe
-    published: tuple[str, ...]  # tars
-    human: tuple[str, ...]
+    published: tuple[str, ...]  # tars or Parquet files
+    human: tuple[str, ...]  # the same
     tokenizer: str
     table: Table
     continued: str | None = None  # BLIP of the round before, if training goes on from it
@@ -112,7 +124,12 @@ class TrainJob:
     def build_worker(self) -> Worker[TrainingSet, Trained]:
         """Load the tokenizer and start the decoding processes."""
         pool, start, continued = self.recipe.pool, self.recipe.train.start, self.continued
-        decoder = ImageDecoder(image_limits(self.recipe), num_processes=pool.decode_processes)
+        decoder = ImageDecoder(
+            image_limits(self.recipe),
+            num_processes=pool.decode_processes,
+            decoding=self.recipe.train.decode,
+            part=TRAINING_PIXELS,
+        )
         return TrainWorker(
             self.recipe.train,
             Given(
@@ -128,9 +145,14 @@ class TrainJob:
 
     def fetch(self, shard: int) -> Fetched[TrainingSet]:
         """List all pairs; their images are read as training meets them."""
-        texts_of = partial(human_texts, text_field=self.recipe.train.human_text_field)
+        field = self.recipe.train.human_text_field
         web = list_pairs(self.published, published_texts, max_text_bytes=MAX_MEMBER_BYTES)
-        people = list_pairs(self.human, texts_of, max_text_bytes=MAX_TEXT_MEMBER_BYTES)
+        people = list_pairs(
+            self.human,
+            partial(human_texts, text_field=field),
+            max_text_bytes=MAX_TEXT_MEMBER_BYTES,
+            text_column=(field or DEFAULT_TEXT_FIELD).partition(".")[0],
+        )
         human, held_out = held_out_split(
             people, num_pairs=self.recipe.train.held_out_pairs, seed=self.recipe.seed
         )

@@ -20,26 +20,20 @@ from capfilt.config import TrainSection
 from capfilt.errors import CapfiltError, CheckpointError
 from capfilt.io.images import ImageDecoder
 from capfilt.records import HeldOutCaption, TrainStep
+from capfilt.workers.trainer_engines import Engines
 from capfilt.workers.trainer_exam import Exam
 from capfilt.workers.trainer_loop import LoopSettings, PhaseLoop, PhasePlan
 from capfilt.workers.trainer_pairs import TrainingSet, all_pairs, human_pairs
 from capfilt.workers.trainer_progress import Phase, ProgressFolder
-from capfilt.workers.trainer_sessions import Sessions
 from capfilt.workers.trainer_watch import Watching
 from capfilt_blip.augment import Augmentation
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
-from capfilt_blip.checkpoint import (
-    load_blip,
-    load_captioner,
-    save_blip,
-    save_captioner,
-    save_matcher,
-)
+from capfilt_blip.checkpoint import AnyModel, load_blip, load_captioner, save_model
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.draws import key_of
+from capfilt_blip.train.engine import TextImageEngine
 from capfilt_blip.train.errors import StateError, TrainingError
-from capfilt_blip.train.session import Session
 from capfilt_blip.train.world import World
 
 
@@ -102,7 +96,7 @@ class TrainWorker:
         self._seed = seed
         self._device = device
         self._world = World.current()
-        self._sessions = Sessions(options, self._tokenizer, world=self._world, seed=seed)
+        self._engines = Engines(options, self._tokenizer, world=self._world, seed=seed)
         torch.set_num_threads(options.num_threads)
 
     def __call__(self, inputs: Sequence[TrainingSet]) -> list[Trained]:
@@ -117,18 +111,18 @@ class TrainWorker:
         self._decoder.close()
 
     def _train(self, pairs: TrainingSet) -> Trained:
-        size, sessions = self._options.finetune_image_size_px, self._sessions
+        size, engines = self._options.finetune_image_size_px, self._engines
         loop = self._loop(pairs)
         torch.manual_seed(self._seed)
         model = self._new_blip().to(self._device)
         notes = [loop.run(self._pretraining(model, pairs))]
         captioner = model.captioner(image_size_px=size)
         tuning = self._finetuning(
-            "captioner", captioner, lambda: sessions.captioner(captioner), pairs
+            "captioner", captioner, lambda: engines.captioner(captioner), pairs
         )
         notes.append(loop.run(tuning))
         matcher = model.matcher(image_size_px=size)
-        tuning = self._finetuning("filter", matcher, lambda: sessions.matcher(matcher), pairs)
+        tuning = self._finetuning("filter", matcher, lambda: engines.matcher(matcher), pairs)
         notes.append(loop.run(tuning))
         return Trained(
             files=tuple(self._files(model, captioner, matcher)),
@@ -139,11 +133,13 @@ class TrainWorker:
 
     def _pretraining(self, model: Blip, pairs: TrainingSet) -> PhasePlan:
         options, seed = self._options, key_of("pretrain", self._seed)
+        ordered = all_pairs(pairs, mixing=options.mixing, seed=seed)
+        num_pairs = ordered.order.epoch_size
         return PhasePlan(
             phase="pretrain",
             model=model,
-            open_session=lambda: self._sessions.pretraining(model),
-            pairs=all_pairs(pairs, mixing=options.mixing, seed=seed),
+            open_engine=lambda: self._engines.pretraining(model, num_pairs=num_pairs),
+            pairs=ordered,
             num_steps=options.pretrain_steps,
             side_px=options.image_size_px,
             augmentation=self._augmentation(min_area=options.min_crop_area),
@@ -154,14 +150,14 @@ class TrainWorker:
         self,
         phase: Phase,
         model: BlipCaptioner | BlipMatcher,
-        open_session: Callable[[], Session],
+        open_engine: Callable[[], TextImageEngine],
         pairs: TrainingSet,
     ) -> PhasePlan:
         options, seed = self._options, key_of(phase, self._seed)
         return PhasePlan(
             phase=phase,
             model=model,
-            open_session=open_session,
+            open_engine=open_engine,
             pairs=human_pairs(pairs, seed=seed),
             num_steps=options.finetune_steps,
             side_px=options.finetune_image_size_px or options.image_size_px,
@@ -193,6 +189,7 @@ class TrainWorker:
         return LoopSettings(
             batch_size=options.batch_size,
             log_every=options.log_every,
+            held_out_every=options.held_out_every,
             save_every=options.checkpoint_steps,
             save_after_s=60 * options.checkpoint_minutes,
             device=self._device,
@@ -224,12 +221,12 @@ class TrainWorker:
     def _files(
         self, blip: Blip, captioner: BlipCaptioner, matcher: BlipMatcher
     ) -> Iterator[tuple[str, str, bytes]]:
-        words = self._tokenizer
-        yield from _saved("blip", lambda to: save_blip(to, model=blip, tokenizer=words))
-        yield from _saved(
-            "captioner", lambda to: save_captioner(to, model=captioner, tokenizer=words)
-        )
-        yield from _saved("filter", lambda to: save_matcher(to, model=matcher, tokenizer=words))
+        models: dict[str, AnyModel] = {"blip": blip, "captioner": captioner, "filter": matcher}
+        for folder, model in models.items():
+            with tempfile.TemporaryDirectory(prefix="capfilt-model-") as scratch:
+                save_model(scratch, model=model, tokenizer=self._tokenizer)
+                for path in sorted(Path(scratch).iterdir()):
+                    yield folder, path.name, path.read_bytes()
 
 
 def _architecture(options: TrainSection, tokenizer: Tokenizer) -> BlipConfig:
@@ -242,10 +239,3 @@ def _architecture(options: TrainSection, tokenizer: Tokenizer) -> BlipConfig:
             return BlipConfig.base().at_image_size(options.image_size_px)
         case "large":
             return BlipConfig.large().at_image_size(options.image_size_px)
-
-
-def _saved(folder: str, save: Callable[[Path], None]) -> Iterator[tuple[str, str, bytes]]:
-    with tempfile.TemporaryDirectory(prefix="capfilt-model-") as scratch:
-        save(Path(scratch))
-        for path in sorted(Path(scratch).iterdir()):
-            yield folder, path.name, path.read_bytes()

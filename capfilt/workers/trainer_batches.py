@@ -1,9 +1,9 @@
 """Batches for training, read, decoded and augmented beside the model.
 
-One thread reads the images of a batch (several at once: a store may be slow to answer) and has them
-decoded in processes that may be killed; others augment what was decoded before. All stay ahead of
-the model. Everything drawn is keyed by the sample's position, so a batch is the same
-whoever makes it, wherever a training goes on.
+Threads read images (a store may be slow to answer); processes that may be killed decode, crop and
+change them, and write into the batch's memory. Both stay ahead of the model. Everything drawn is
+keyed by the sample's position, so a batch is the same whoever makes it, wherever a training goes
+on.
 
     B batch of this process, S image side in pixels.
 """
@@ -11,42 +11,52 @@ whoever makes it, wherever a training goes on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from capfilt.errors import CapfiltError
-from capfilt.io.images import ImageDecoder, Refused
-from capfilt.workers.batches import Pixels
+from capfilt.io.decode_program import ChildPart
+from capfilt.io.images import ImageDecoder
 from capfilt.workers.trainer_pairs import OrderedPairs, TrainingPair
-from capfilt_blip.augment import Augmentation, augment, position_keys
+from capfilt.workers.trainer_pixels import write_orders
+from capfilt_blip.augment import Augmentation, position_keys
 from capfilt_blip.train.batches import TextImageBatch
 
-BATCHES_AHEAD = 5
-"""Batches that are ready or being made while the model is at another one: one being decoded, and
-those being augmented."""
+TRAINING_PIXELS = ChildPart(
+    module="capfilt.workers.trainer_pixels", name="draw", package="capfilt_blip"
+)
+"""What the children of a loader's decoder run."""
 
-AUGMENTERS = 4
-"""Batches augmented at once: Pillow and torch let other threads run meanwhile. RandAugment takes a
-thread about 1 ms a picture of 224 px, and a fast GPU trains on more than 1,000 a second."""
+IMAGES_AT_ONCE = 256
+"""Images given to the children together, of as many batches as it takes: while the last of them are
+decoded some children have nothing to do."""
 
-READERS = 8
-"""Images read at once: enough to hide some 50 ms of a store's latency from a GPU."""
+GROUPS_AHEAD = 2
+"""Such groups that are ready or being made while the model is at another one."""
+
+READERS = 64
+"""Images read at once: 50 ms of a store's latency are hidden from a GPU that trains on 1,100 a
+second."""
 
 MAX_SPARES = 16
 """Pairs tried in place of one that cannot be read, before training gives up: with half of all
 images broken that happens once in 65,000 of them."""
 
+Steps = Sequence[Sequence[int]]
+"""The positions of each batch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Decoded:
-    positions: Sequence[int]
-    pairs: Sequence[TrainingPair]
-    images: Tensor  # (B, S, S, 3) uint8
+class _Group:
+    """Batches made together, and their pairs, which are being read."""
+
+    steps: Steps
+    pairs: list[Future[TrainingPair]]
 
 
 class BatchLoader:
@@ -54,7 +64,8 @@ class BatchLoader:
 
     Args:
         pairs: what there is, and its order.
-        decoder: used in the loader's thread only, while batches are taken.
+        decoder: its children have TRAINING_PIXELS; used in the loader's thread only, while batches
+            are taken.
         side_px: S.
         augmentation: how images are changed.
         seed: of the changes.
@@ -83,7 +94,7 @@ class BatchLoader:
         """Reasons by pair, of the pairs that could not be read since this was asked last."""
         return dict(self._lost.popleft() for _ in range(len(self._lost)))
 
-    def batches(self, steps: Sequence[Sequence[int]]) -> Generator[TextImageBatch, None, None]:
+    def batches(self, steps: Steps) -> Generator[TextImageBatch, None, None]:
         """Make a batch per step.
 
         Args:
@@ -93,65 +104,80 @@ class BatchLoader:
             CapfiltError: image after image cannot be read.
         """
         readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
-        decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        augmenting = ThreadPoolExecutor(AUGMENTERS, thread_name_prefix="augment")
-        waiting = deque[Future[TextImageBatch]]()
+        # One thread, which alone asks the order: that keeps the epoch at hand.
+        making = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        reading = deque[Future[_Group]]()
+        made = deque[Future[list[TextImageBatch]]]()
         try:
-            for positions in steps:
-                decoded = decoding.submit(self._decoded, readers, positions)
-                waiting.append(augmenting.submit(self._finished, decoded))
-                if len(waiting) > BATCHES_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for group in _grouped(steps):
+                reading.append(making.submit(self._begin, readers, group))
+                if len(reading) > 1:  # the next group is being read while this one is decoded
+                    made.append(making.submit(self._finish, reading.popleft()))
+                if len(made) > GROUPS_AHEAD:
+                    yield from made.popleft().result()
+            made += [making.submit(self._finish, group) for group in reading]
+            while made:
+                yield from made.popleft().result()
         finally:
-            for executor in (decoding, augmenting, readers):
+            for executor in (making, readers):
                 executor.shutdown(cancel_futures=True)
 
-    def _decoded(self, readers: ThreadPoolExecutor, positions: Sequence[int]) -> _Decoded:
-        # The order is asked here, not by the readers: it keeps the epoch at hand.
-        rows = [self._pairs.order(position) for position in positions]
-        pairs = list(readers.map(self._pairs.rows.__getitem__, rows))
-        images = self._decode(pairs)
-        found = [
-            self._readable(position, pair, image)
-            for position, pair, image in zip(positions, pairs, images, strict=True)
-        ]
-        return _Decoded(
-            positions=positions,
-            pairs=[pair for pair, _ in found],
-            images=torch.from_numpy(np.stack([image for _, image in found])),
+    def _begin(self, readers: ThreadPoolExecutor, steps: Steps) -> _Group:
+        rows = [self._pairs.order(position) for positions in steps for position in positions]
+        pairs = [readers.submit(self._pairs.rows.__getitem__, row) for row in rows]
+        return _Group(steps=steps, pairs=pairs)
+
+    def _finish(self, begun: Future[_Group]) -> list[TextImageBatch]:
+        group = begun.result()
+        positions = [position for step in group.steps for position in step]
+        pairs = [pair.result() for pair in group.pairs]
+        shape = (len(pairs), self._side_px, self._side_px, 3)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        self._fill(images, pairs, positions)
+        together = TextImageBatch(
+            images=images,
+            texts=[pair.text for pair in pairs],
+            image_ids=[pair.image.sha256 for pair in pairs],
         )
+        stops = list(accumulate(len(step) for step in group.steps))
+        return [together.rows(slice(*edges)) for edges in pairwise([0, *stops])]
 
-    def _decode(self, pairs: Sequence[TrainingPair]) -> list[Pixels | Refused]:
-        payloads = [pair.image.payload for pair in pairs]
-        return self._decoder.pixels(payloads, side_px=self._side_px)
+    def _fill(self, images: Tensor, pairs: list[TrainingPair], positions: Sequence[int]) -> None:
+        """Make the images. A pair that cannot be read gives way to another one of its epoch.
 
-    def _readable(
-        self, position: int, pair: TrainingPair, image: Pixels | Refused
-    ) -> tuple[TrainingPair, Pixels]:
-        """The pair, or another one in its place: all processes' batches must stay of one size."""
+        Nothing is left out: the batches of all processes must stay of one size.
+        """
+        keys = position_keys(positions, seed=self._seed)
+        orders = write_orders(keys, self._augmentation)
+        places, rows = list(images.numpy()), list(range(len(pairs)))
         for attempt in range(MAX_SPARES):
-            if not isinstance(image, Refused):
-                return pair, image
-            self._lost.append((f"{pair.image.key}\0{pair.text}", image.reason))
-            pair = self._pairs.rows[self._pairs.order.spare(position, attempt=attempt)]
-            [image] = self._decode([pair])
+            answers = self._decoder.fill(
+                [places[row] for row in rows],
+                [pairs[row].image.payload for row in rows],
+                [orders[row] for row in rows],
+            )
+            refused = {row: no for row, no in zip(rows, answers, strict=True) if no is not None}
+            if not refused:
+                return
+            for row, why in refused.items():
+                lost = pairs[row]
+                self._lost.append((f"{lost.image.key}\0{lost.text}", why.reason))
+                spare = self._pairs.order.spare(positions[row], attempt=attempt)
+                pairs[row] = self._pairs.rows[spare]
+            rows = list(refused)
         raise CapfiltError(
             f"training cannot go on: {MAX_SPARES} images in a row cannot be used, the last one of "
-            f"{pair.image.key}: {_said(image)}"
-        )
-
-    def _finished(self, decoded: Future[_Decoded]) -> TextImageBatch:
-        batch = decoded.result()
-        keys = position_keys(batch.positions, seed=self._seed)
-        images = augment(batch.images, keys=keys, augmentation=self._augmentation)
-        return TextImageBatch(
-            images=images.pin_memory() if self._pinned else images,
-            texts=[pair.text for pair in batch.pairs],
-            image_ids=[pair.image.key for pair in batch.pairs],
+            f"{lost.image.key}: {why.reason} ({why.detail})"
         )
 
 
-def _said(image: Pixels | Refused) -> str:
-    return f"{image.reason} ({image.detail})" if isinstance(image, Refused) else "readable"
+def _grouped(steps: Steps) -> Iterator[Steps]:
+    """Neighbouring steps, of IMAGES_AT_ONCE images or one step each."""
+    group = list[Sequence[int]]()
+    for step in steps:
+        if group and sum(map(len, group)) + len(step) > IMAGES_AT_ONCE:
+            yield group
+            group = []
+        group.append(step)
+    if group:
+        yield group

@@ -20,20 +20,26 @@ from capfilt_blip.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """A phase's last row with what was measured, and the captions that were written."""
+class PhaseExam:
+    """Measures the model of a phase, as often as is asked; nothing of the training changes."""
 
-    row: TrainStep
-    captions: tuple[HeldOutCaption, ...] = ()
-    found: HeldOut | None = None
+    pairs: HeldOutPairs
+    tokenizer: Tokenizer
+    measuring: Measuring
+
+    def measure(self, model: Blip | BlipCaptioner | BlipMatcher) -> HeldOut:
+        """Measure what a model can do; it is left as it is, its mode too."""
+        return measure_held_out(
+            model, self.pairs, tokenizer=self.tokenizer, measuring=self.measuring
+        )
 
 
 class Exam:
-    """Measures models on the same pairs.
+    """Prepares the same pairs for every phase.
 
     Args:
         pairs: held out; without any, nothing is measured.
-        decoder: of their images; used while the exam is going on, and not by anything else then.
+        decoder: of their images; used by `of` alone, and not by anything else meanwhile.
         tokenizer: the models'.
     """
 
@@ -44,30 +50,22 @@ class Exam:
         self._decoder = decoder
         self._tokenizer = tokenizer
 
-    def measure(
-        self, model: Blip | BlipCaptioner | BlipMatcher, last: TrainStep, *, phase: Phase
-    ) -> Measured:
-        """Measure what a model can do, at the end of a phase.
+    def of(self, phase: Phase, *, side_px: int) -> PhaseExam | None:
+        """Decode all images, before training needs the decoder; None if no pair is held out.
 
         Args:
-            model: left as it is.
-            last: the phase's last row, without what is measured.
             phase: the phase.
+            side_px: of an image, as its model sees it. 1,000 images of 224 px are 150 MB.
 
         Raises:
             CapfiltError: fewer than two of the images can be read.
         """
         if not self._pairs:
-            return Measured(row=last)
-        pairs = self._read(side_px=model.config.vision.image_size_px)
+            return None
         # Pre-training knows no prompt: its captions begin with the first word.
         measuring = Measuring(prompt="" if phase == "pretrain" else PROMPT)
-        found = measure_held_out(model, pairs, tokenizer=self._tokenizer, measuring=measuring)
-        captions = tuple(
-            HeldOutCaption(phase=phase, caption=sample.text, human_texts=sample.references)
-            for sample in found.captions
-        )
-        return Measured(row=_with_measures(last, found), captions=captions, found=found)
+        pairs = self._read(side_px=side_px)
+        return PhaseExam(pairs=pairs, tokenizer=self._tokenizer, measuring=measuring)
 
     def _read(self, *, side_px: int) -> HeldOutPairs:
         """Decode every image once, and keep the pairs whose image can be read."""
@@ -75,13 +73,13 @@ class Exam:
         texts, image_of_text = list[str](), list[int]()
         for i in range(len(self._pairs)):
             pair = self._pairs[i]
-            if pair.image.key not in places:
+            if pair.image.sha256 not in places:
                 [seen] = self._decoder.pixels([pair.image.payload], side_px=side_px)
                 readable = not isinstance(seen, Refused)
-                places[pair.image.key] = len(images) if readable else None
+                places[pair.image.sha256] = len(images) if readable else None
                 if not isinstance(seen, Refused):
                     images.append(torch.from_numpy(np.array(seen)))
-            place = places[pair.image.key]
+            place = places[pair.image.sha256]
             if place is not None:
                 texts.append(pair.text)
                 image_of_text.append(place)
@@ -93,7 +91,16 @@ class Exam:
         return HeldOutPairs(images=torch.stack(images), texts=texts, image_of_text=image_of_text)
 
 
-def _with_measures(row: TrainStep, found: HeldOut) -> TrainStep:
+def captions_of(phase: Phase, found: HeldOut) -> tuple[HeldOutCaption, ...]:
+    """The captions that were written, as rows of `held_out`."""
+    return tuple(
+        HeldOutCaption(phase=phase, caption=sample.text, human_texts=sample.references)
+        for sample in found.captions
+    )
+
+
+def with_measures(row: TrainStep, found: HeldOut) -> TrainStep:
+    """A row of `models` with what was measured after its step."""
     row = replace(row, cider_d=found.cider_d)
     if found.itm is None:
         return row

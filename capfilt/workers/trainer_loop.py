@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 
@@ -19,14 +19,20 @@ from capfilt.io.images import ImageDecoder
 from capfilt.records import TrainStep
 from capfilt.workers.order import steps_of
 from capfilt.workers.trainer_batches import BatchLoader
-from capfilt.workers.trainer_exam import Exam
+from capfilt.workers.trainer_exam import Exam, PhaseExam, captions_of, with_measures
 from capfilt.workers.trainer_pairs import OrderedPairs
-from capfilt.workers.trainer_progress import Notes, Phase, Progress, ProgressFolder
+from capfilt.workers.trainer_progress import (
+    Notes,
+    Phase,
+    Progress,
+    ProgressFolder,
+    agreed_progress,
+)
 from capfilt.workers.trainer_watch import Watching
 from capfilt.workers.watch import Watcher
 from capfilt_blip.augment import Augmentation
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
-from capfilt_blip.train.session import Session
+from capfilt_blip.train.engine import TextImageEngine
 from capfilt_blip.train.settings import StepMetrics
 from capfilt_blip.train.world import World
 
@@ -39,7 +45,7 @@ class PhasePlan:
 
     phase: Phase
     model: Blip | BlipCaptioner | BlipMatcher
-    open_session: Callable[[], Session]
+    open_engine: Callable[[], TextImageEngine]
     pairs: OrderedPairs
     num_steps: int
     side_px: int
@@ -53,6 +59,7 @@ class LoopSettings:
 
     batch_size: int  # of all processes together
     log_every: int  # steps between rows of `models`
+    held_out_every: int | None  # steps between measurements; None: at the end of a phase alone
     save_every: int | None  # steps between records of progress; None: by the clock alone
     save_after_s: float  # seconds between them, at most
     device: str
@@ -66,7 +73,7 @@ class PhaseLoop:
         settings: see `LoopSettings`.
         folder: where progress is noted.
         decoder: of training images.
-        exam: what is measured when a phase is finished.
+        exam: what is measured now and then, and when a phase is finished.
         watching: shows what the first process does.
     """
 
@@ -91,20 +98,36 @@ class PhaseLoop:
         Returns:
             The notes of the finished phase.
         """
-        found = self._folder.newest(plan.phase)
+        found = agreed_progress(
+            self._folder,
+            plan.phase,
+            batch_size=self._settings.batch_size,
+            world=self._settings.world,
+            device=torch.device(self._settings.device),
+        )
         if found is not None and found.notes.finished:
             _load_parameters(plan.model, found.tensors)
             plan.model.eval()
             return found.notes
-        session, notes = plan.open_session(), Notes()
+        engine, notes = plan.open_engine(), Notes(alarms=self._watching.alarms(plan.phase))
         if found is not None:
-            session.load_state(found.tensors)
+            engine.load_state(found.tensors)
             notes = found.notes
-            log.info("%s goes on after %d pairs", plan.phase, notes.num_samples)
+        log.info(
+            "%s: steps %d to %d, of %d pairs each; there are %d pairs",
+            plan.phase,
+            notes.num_samples // self._settings.batch_size + 1,
+            plan.num_steps,
+            self._settings.batch_size,
+            len(plan.pairs.rows),
+        )
         with self._watch(plan) as watch:
-            notes = self._train(plan, session, notes, watch)
-            plan.model.eval()
-            return notes if watch is None else self._finished(plan, notes, watch)
+            notes = self._train(plan, engine, notes, watch)
+        plan.model.eval()
+        if watch is not None:
+            notes = replace(notes, finished=True)
+            self._save(plan, notes, dict(plan.model.named_parameters()))
+        return notes
 
     def _watch(self, plan: PhasePlan) -> AbstractContextManager[Watcher | None]:
         """The first process watches, and tells what was done; the others do their part."""
@@ -113,9 +136,10 @@ class PhaseLoop:
         return self._watching.open(plan.phase, plan.model, plan.pairs.rows)
 
     def _train(
-        self, plan: PhasePlan, session: Session, notes: Notes, watch: Watcher | None
+        self, plan: PhasePlan, engine: TextImageEngine, notes: Notes, watch: Watcher | None
     ) -> Notes:
         settings = self._settings
+        exam = None if watch is None else self._exam_of(plan)
         loader = self._loader(plan)
         positions = steps_of(
             first=notes.num_samples,
@@ -128,12 +152,13 @@ class PhaseLoop:
             for batch in batches:
                 # Before the step: no process can be past it while this one has not told.
                 self._note_lost(plan.phase, loader, notes)
-                metrics = session.step(batch)
-                if watch is not None:
-                    watch.step(metrics)
-                notes = self._noted(plan, notes, metrics)
+                metrics = engine.step(batch)
+                notes = replace(notes, num_samples=notes.num_samples + settings.batch_size)
+                if watch is None:
+                    continue
+                notes = self._told(plan, notes, metrics, watch=watch, exam=exam)
                 if self._is_due(plan, notes, saved_at=saved_at):
-                    self._save(plan, notes, session.state())
+                    self._save(plan, notes, engine.state())
                     saved_at = time.monotonic()
         return notes
 
@@ -153,20 +178,38 @@ class PhaseLoop:
             name = f"{notes.num_samples:012d}-{self._settings.world.rank:05d}"
             self._folder.note_lost(phase, lost, name=name)
 
-    def _noted(self, plan: PhasePlan, notes: Notes, metrics: StepMetrics) -> Notes:
-        """The notes after a step, with its row if it is one to be logged."""
-        step = notes.num_samples // self._settings.batch_size
-        num_samples = notes.num_samples + self._settings.batch_size
-        is_last = step + 1 == plan.num_steps
-        if step % self._settings.log_every and not is_last:
-            return replace(notes, num_samples=num_samples)
-        row = _row(plan.phase, step, metrics, num_samples=num_samples)
-        return replace(notes, num_samples=num_samples, steps=(*notes.steps, row))
+    def _exam_of(self, plan: PhasePlan) -> PhaseExam | None:
+        return self._exam.of(plan.phase, side_px=plan.model.config.vision.image_size_px)
+
+    def _told(
+        self,
+        plan: PhasePlan,
+        notes: Notes,
+        metrics: StepMetrics,
+        *,
+        watch: Watcher,
+        exam: PhaseExam | None,
+    ) -> Notes:
+        """Show a step, measure after it if it is time, and note what is kept of it."""
+        watch.step(metrics)
+        warnings = notes.alarms.saw(metrics)
+        for line in warnings:
+            watch.warn(line)
+        row = _row(plan.phase, metrics, warnings=warnings)
+        is_last = metrics.step + 1 == plan.num_steps
+        if exam is not None and (is_last or _is_each(metrics, self._settings.held_out_every)):
+            found = exam.measure(plan.model)
+            watch.held_out(found)
+            notes = replace(notes, captions=captions_of(plan.phase, found))
+            row = with_measures(row, found)
+        elif not (is_last or warnings or metrics.step % self._settings.log_every == 0):
+            return notes
+        return replace(notes, steps=(*notes.steps, row))
 
     def _is_due(self, plan: PhasePlan, notes: Notes, *, saved_at: float) -> bool:
         settings = self._settings
         steps = notes.num_samples // settings.batch_size
-        if settings.world.rank or steps == plan.num_steps:  # the end has a record of its own
+        if steps == plan.num_steps:  # the end has a record of its own
             return False
         by_steps = settings.save_every is not None and steps % settings.save_every == 0
         return by_steps or time.monotonic() - saved_at >= settings.save_after_s
@@ -175,16 +218,9 @@ class PhaseLoop:
         step = notes.num_samples // self._settings.batch_size
         self._folder.save(plan.phase, Progress(notes=notes, tensors=tensors), step=step)
 
-    def _finished(self, plan: PhasePlan, notes: Notes, watch: Watcher) -> Notes:
-        *rows, last = notes.steps
-        measured = self._exam.measure(plan.model, last, phase=plan.phase)
-        if measured.found is not None:
-            watch.held_out(measured.found)
-        notes = replace(
-            notes, finished=True, steps=(*rows, measured.row), captions=measured.captions
-        )
-        self._save(plan, notes, dict(plan.model.named_parameters()))
-        return notes
+
+def _is_each(metrics: StepMetrics, num_steps: int | None) -> bool:
+    return num_steps is not None and (metrics.step + 1) % num_steps == 0
 
 
 def _load_parameters(
@@ -195,17 +231,18 @@ def _load_parameters(
             parameter.copy_(tensors[name])
 
 
-def _row(phase: Phase, step: int, metrics: StepMetrics, *, num_samples: int) -> TrainStep:
+def _row(phase: Phase, metrics: StepMetrics, *, warnings: Sequence[str]) -> TrainStep:
     return TrainStep(
         phase=phase,
-        step=step,
+        step=metrics.step,
         loss=metrics.loss,
         itc_loss=metrics.itc_loss,
         itm_loss=metrics.itm_loss,
         lm_loss=metrics.lm_loss,
         itm_accuracy=metrics.itm_accuracy,
         learning_rate=metrics.learning_rate,
-        num_samples=num_samples,
+        num_samples=metrics.num_samples,
         grad_norm=metrics.grad_norm,
         temperature=metrics.temperature,
+        warning="; ".join(warnings) or None,
     )

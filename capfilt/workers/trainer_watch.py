@@ -1,4 +1,4 @@
-"""Opens the watcher of a phase, with what is known of the phase's speed."""
+"""Opens the watcher of a phase, with what is known of the phase's speed, and sets its alarms."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import torch
 from capfilt.config import TrainSection
 from capfilt.meter import Peak
 from capfilt.workers.gauges import peak_of
+from capfilt.workers.trainer_engines import num_ramp_steps
 from capfilt.workers.trainer_pairs import TrainingPair
 from capfilt.workers.trainer_progress import Phase
 from capfilt.workers.watch import Watcher, WatchOptions
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
+from capfilt_blip.train.alarms import Alarms
 from capfilt_blip.train.cost import captioner_flops, matcher_flops, pretrain_flops
+from capfilt_blip.train.diverging import DivergenceWatch
 
 MAX_TOKENS = 30
 """Of a text, as pre-training cuts it (salesforce/BLIP, models/blip_pretrain.py)."""
@@ -62,7 +65,6 @@ class Watching:
         """
         options, peak = self.options, self._peak()
         num_steps = options.pretrain_steps if phase == "pretrain" else options.finetune_steps
-        contrasted = 0 if phase == "captioner" else options.queue_size // options.batch_size
         watch = WatchOptions(
             phase=phase,
             num_steps=num_steps,
@@ -70,9 +72,16 @@ class Watching:
             tensorboard=options.tensorboard,
             flops_per_sample=None if peak is None else self._flops(phase, model.config, pairs),
             peak=peak,
-            num_settling_steps=contrasted + (options.ramp_steps if contrasted else 0),
         )
         return Watcher(self.folder, watch)
+
+    def alarms(self, phase: Phase) -> Alarms:
+        """The alarms of a phase that begins."""
+        options = self.options
+        if phase == "captioner":
+            return Alarms()
+        settling = options.queue_size // options.batch_size + num_ramp_steps(options, phase)
+        return Alarms(divergence=DivergenceWatch(num_settling_steps=settling))
 
     def _flops(self, phase: Phase, config: BlipConfig, pairs: Sequence[TrainingPair]) -> float:
         texts = [pairs[row].text for row in range(0, len(pairs), -(-len(pairs) // TEXTS_MEASURED))]

@@ -5,7 +5,7 @@
 
 options = WatchOptions(phase="pretrain", num_steps=10_000)
 with Watcher(folder, options) as watcher:
-    for metrics in pretrain(...):
+    for metrics in pretraining(...).run(batches):
         watcher.step(metrics)
         if it_is_time:
             watcher.held_out(measure_held_out(...))
@@ -25,10 +25,10 @@ from types import TracebackType
 from capfilt.io.journal import Journal, JsonLines
 from capfilt.io.tensorboard import EventFile
 from capfilt.meter import Peak
-from capfilt.workers.watch_text import held_out_lines, sample_line, step_line
+from capfilt.workers.watch_text import held_out_lines, place_text, sample_line, step_line
 from capfilt_blip.evaluate.heldout import HeldOut
 from capfilt_blip.tasks.recall import KS, Recalls
-from capfilt_blip.train.diverging import DivergenceWatch
+from capfilt_blip.train.errors import TrainingError
 from capfilt_blip.train.settings import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -53,17 +53,14 @@ class WatchOptions:
     """Operations a pair needs: `capfilt_blip.train.cost`. None shows no MFU."""
     peak: Peak | None = None
     """Of all devices together, `gauges.peak_of` times their number. None shows no MFU."""
-    num_settling_steps: int = 0
-    """Steps in which ITC's loss rises by itself: queue_size / pairs per step, or ramp_steps if that
-    is more."""
 
 
 class Watcher:
-    """Shows and notes what a training does, and says when it diverges.
+    """Shows and notes what a training does.
 
     A training never fails for it: a journal that cannot be written is given up, with one warning.
-    With several processes let one of them watch. A head that ignores its input is said by the loop
-    itself (`capfilt_blip.train.stuck`).
+    With several processes let one of them watch. What looks wrong is for the caller to find out:
+    `capfilt_blip.train.alarms`.
 
     Args:
         folder: of the journals, such as <run>/events/train; it is made. None keeps none.
@@ -83,7 +80,6 @@ class Watcher:
     ) -> None:
         self._options = options
         self._journals = [] if folder is None else _opened(folder / options.phase, options)
-        self._divergence = DivergenceWatch(num_settling_steps=options.num_settling_steps)
         self._means = _Means()
         self._pace = _Pace(clock)
         self._step = 0
@@ -97,6 +93,8 @@ class Watcher:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if isinstance(error, TrainingError):
+            self._note({}, {"warning": [str(error)]})  # who ends the training tells it
         self.close()
 
     def step(self, metrics: StepMetrics) -> None:
@@ -106,17 +104,18 @@ class Watcher:
         self._means.add(
             {name: v for name, v in asdict(metrics).items() if name not in COUNTS and v is not None}
         )
-        said = self._divergence.saw(metrics.loss, itc_loss=metrics.itc_loss, step=metrics.step)
-        if said is not None:
-            log.warning("%s %s", self._options.phase, said)
-            self._note({}, {"warning": [said]})
         last = self._options.num_steps is not None and metrics.step + 1 == self._options.num_steps
         if metrics.step % self._options.log_every == 0 or last:
             self._report(metrics)
 
+    def warn(self, line: str) -> None:
+        """Take note of what looks wrong after the last step."""
+        log.warning("%s: %s", self._place(), line)
+        self._note({}, {"warning": [line]})
+
     def held_out(self, found: HeldOut) -> None:
         """Take note of a measurement after the last step; its time is not counted as training."""
-        for line in held_out_lines(self._options.phase, self._step, found=found):
+        for line in held_out_lines(self._place(), found=found):
             log.info("%s", line)
         self._note(_held_out_values(found), _held_out_texts(found))
         self._pace.pause()
@@ -129,11 +128,12 @@ class Watcher:
 
     def _report(self, metrics: StepMetrics) -> None:
         values = {**self._means.take(), **self._speed(metrics)}
-        shown = step_line(
-            self._options.phase, metrics.step, num_steps=self._options.num_steps, values=values
-        )
-        log.info("%s", shown)
+        log.info("%s", step_line(self._place(), values=values))
         self._note({**values, "num_samples": metrics.num_samples}, {})
+
+    def _place(self) -> str:
+        options = self._options
+        return place_text(options.phase, self._step, num_steps=options.num_steps)
 
     def _speed(self, metrics: StepMetrics) -> dict[str, float]:
         """What can be said: nothing at the first step, whose begin was not seen."""

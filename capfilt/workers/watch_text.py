@@ -13,17 +13,26 @@ SAMPLES_SHOWN = 4
 PARTS = (("itc", "itc_loss"), ("itm", "itm_loss"), ("lm", "lm_loss"))
 
 
-def step_line(phase: str, step: int, *, num_steps: int | None, values: Mapping[str, float]) -> str:
-    """Say where a training stands; what is not measured is left out.
+def place_text(phase: str, step: int, *, num_steps: int | None) -> str:
+    """Say where a training stands.
 
     Args:
         phase: pretrain, captioner ...
         step: from 0; shown from 1, so that a phase ends at n/n.
         num_steps: of the whole phase; None if it is not known.
-        values: by the names of `Watcher`.
     """
     total = "" if num_steps is None else f"/{num_steps:,}"
-    parts = [f"{phase} step {step + 1:>{len(f'{num_steps or 0:,}')},}{total}", _losses(values)]
+    return f"{phase} step {step + 1:>{len(f'{num_steps or 0:,}')},}{total}"
+
+
+def step_line(place: str, *, values: Mapping[str, float]) -> str:
+    """Say what was measured in some steps; what was not is left out.
+
+    Args:
+        place: of `place_text`.
+        values: by the names of `Watcher`.
+    """
+    parts = [place, _losses(values)]
     for name, shown in _FORMS:
         if name in values:
             parts.append(shown(values[name]))
@@ -56,7 +65,7 @@ def short_power(value: float) -> str:
 
 def rate_text(per_s: float) -> str:
     """Write a rate with three digits at least: `812`, `3.25`."""
-    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:#.3g}"
 
 
 def time_text(seconds: float) -> str:
@@ -69,12 +78,13 @@ def time_text(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def held_out_lines(phase: str, step: int, *, found: HeldOut) -> Iterator[str]:
+def held_out_lines(place: str, *, found: HeldOut) -> Iterator[str]:
     """Say what was measured on held-out pairs, and show some captions."""
-    parts = [_recalls(name, of) for name, of in (("ITM", found.itm), ("ITC", found.itc)) if of]
+    for name, recalls in (("ITM", found.itm), ("ITC", found.itc)):
+        if recalls is not None:
+            yield f"{place}  held out: {_recalls(name, recalls)}"
     if found.cider_d is not None:
-        parts.append(f"CIDEr-D {found.cider_d:.3f}")
-    yield f"{phase} step {step:,}, held out: {'; '.join(parts) or 'nothing measured'}"
+        yield f"{place}  held out: CIDEr-D {found.cider_d:.3f}"
     for sample in found.captions[:SAMPLES_SHOWN]:
         yield f"  {sample_line(sample)}"
 
@@ -83,7 +93,7 @@ def _recalls(name: str, found: Recalls) -> str:
     texts, images = (
         "/".join(f"{100 * share:.1f}" for share in shares) for shares in (found.texts, found.images)
     )
-    return f"R@1/5/10 by {name} of texts {texts} %, of images {images} %"
+    return f"{name} recall at 1/5/10 of texts {texts} %, of images {images} %"
 
 
 def sample_line(sample: CaptionSample) -> str:

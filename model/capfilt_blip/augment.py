@@ -1,20 +1,11 @@
 """Training images, changed at random: a crop, a mirror image, and RandAugment as BLIP has it.
 
-What happens to an image is drawn from its key alone: neither batch mates nor the number of
-processes change a picture. First a plan is drawn (`draw_plan`), then it is carried out.
+What happens to an image is drawn from its key and its size: neither batch mates nor the number of
+processes change a picture. First a plan is drawn (`draw_plan`), then it is carried out: a part of
+the whole picture is cut out and scaled to a square, which is mirrored and changed by two of the ten
+operations of `operations.py`, each with an even chance of being left out, at magnitude 5 of 10.
 
-BLIP's RandAugment (arXiv:1909.13719; salesforce/BLIP: transform/randaugment.py) takes two of ten
-operations, each with an even chance of being left out, at magnitude 5 of 10:
-
-    identity, auto_contrast, equalize
-    brightness, sharpness       a factor of 0.1 + 0.18 * magnitude: exactly 1 at 5, so nothing
-    shear_x, shear_y            by 0.03 * magnitude to either side, along the top or left edge
-    translate_x, translate_y    by magnitude pixels to either side, whatever the image's size
-    rotate                      by 3 * magnitude degrees to either side, about the middle
-
-What comes into view is grey (128). The original computes with OpenCV; here Pillow does, with the
-same coordinates, bilinear as there. The two differ by one in rounding, and along the edge of what
-is moved, which OpenCV blends with the grey.
+This runs in the processes that decode images, so it imports nothing of torch.
 
 Letters: B batch, S image side in pixels.
 """
@@ -23,47 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-import torch
-from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image
 
-from capfilt_blip.transforms import Window, crop_window, resized_crop
+from capfilt_blip.operations import BLIP_OPERATIONS, Operation, amount_at, apply, is_idle
 
-Operation: TypeAlias = Literal[
-    "identity",
-    "auto_contrast",
-    "brightness",
-    "sharpness",
-    "equalize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-]
-BLIP_OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-"""Those of every training of BLIP: RandAugment's without colour, contrast, solarize, posterize."""
-
-Affine: TypeAlias = tuple[float, float, float, float, float, float]
-"""a, b, c, d, e, f: x and y, in pixels from the upper left corner, go to a x + b y + c and
-d x + e y + f. The middle of the first pixel is (0.5, 0.5)."""
-
-_MAX_MAGNITUDE = 10
-# At the largest magnitude: degrees, shares of a side, pixels.
-_LARGEST: dict[Operation, float] = {
-    "rotate": 30.0,
-    "shear_x": 0.3,
-    "shear_y": 0.3,
-    "translate_x": 10.0,
-    "translate_y": 10.0,
-}
-_FILL = (128, 128, 128)
+_CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
+_MAX_RATIO = 4 / 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +50,22 @@ class Augmentation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A part of a picture, in whole pixels."""
+
+    left_px: int
+    top_px: int
+    width_px: int
+    height_px: int
+
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, as Pillow's `crop` takes them."""
+        right, bottom = self.left_px + self.width_px, self.top_px + self.height_px
+        return self.left_px, self.top_px, right, bottom
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is to happen to one image, in this order."""
 
@@ -96,26 +75,33 @@ class Plan:
 
 
 def augment(
-    images: Tensor, *, keys: Sequence[str], augmentation: Augmentation | None = None
-) -> Tensor:
-    """Change each image as its key says.
+    pictures: Sequence[Image.Image],
+    *,
+    side_px: int,
+    keys: Sequence[str],
+    augmentation: Augmentation | None = None,
+) -> NDArray[np.uint8]:
+    """Bring pictures to the model's size, each changed as its key says.
 
     Args:
-        images: (B, S, S, 3) uint8, on the CPU; not changed.
+        pictures: B of any size and aspect ratio; crops are taken before they are scaled.
+        side_px: S.
         keys: B names, such as those of `position_keys`; equal keys draw equal changes.
         augmentation: how much; None takes the defaults.
 
     Returns:
-        (B, S, S, 3) uint8.
+        (B, S, S, 3) uint8, red, green, blue.
 
     Raises:
-        ValueError: there are not as many keys as images.
+        ValueError: there are not as many keys as pictures.
     """
-    check_keys(keys, images)
+    check_keys(keys, pictures)
     chosen = augmentation or Augmentation()
-    out = torch.empty(images.shape, dtype=torch.uint8)
-    for row, (image, key) in enumerate(zip(images, keys, strict=True)):
-        out[row] = carry_out(draw_plan(key, augmentation=chosen, side_px=image.shape[0]), image)
+    out = np.empty((len(pictures), side_px, side_px, 3), np.uint8)
+    for row, (picture, key) in enumerate(zip(pictures, keys, strict=True)):
+        width_px, height_px = picture.size
+        plan = draw_plan(key, augmentation=chosen, width_px=width_px, height_px=height_px)
+        out[row] = np.asarray(carry_out(plan, picture.convert("RGB"), side_px=side_px))
     return out
 
 
@@ -130,7 +116,7 @@ def position_keys(positions: Sequence[int], *, seed: int) -> list[str]:
     return [f"{seed}/{position}" for position in positions]
 
 
-def check_keys(keys: Sequence[str], images: Tensor) -> None:
+def check_keys(keys: Sequence[str], images: Sized) -> None:
     """Refuse another number of keys than of images.
 
     Raises:
@@ -140,95 +126,69 @@ def check_keys(keys: Sequence[str], images: Tensor) -> None:
         raise ValueError(f"{len(images)} images came with {len(keys)} keys; each needs its own")
 
 
-def draw_plan(key: str, *, augmentation: Augmentation, side_px: int) -> Plan:
+def draw_plan(key: str, *, augmentation: Augmentation, width_px: int, height_px: int) -> Plan:
     """Draw what is to happen to an image.
 
-    Every draw is made whether it is needed or not, so that, say, another `min_area` leaves the
-    operations as they are.
+    The crop is drawn last, from as many numbers as it needs: neither another `min_area` nor another
+    size changes the rest.
 
     Args:
         key: of the image.
         augmentation: how much.
-        side_px: S.
+        width_px: of the image.
+        height_px: of the image.
     """
-    num_draws = 5 + 3 * augmentation.num_operations  # crop and mirror, then each operation
-    draws = torch.rand(num_draws, generator=_generator(key), dtype=torch.float64).tolist()
-    where, flip, rest = draws[:4], draws[4], draws[5:]
+    draws = _draws(key)
+    mirrored = next(draws) < augmentation.flip_probability
+    steps = tuple(_steps(draws, augmentation))
     window = None
-    if augmentation.min_area < 1:
-        window = crop_window(where, side_px=side_px, min_area=augmentation.min_area)
-    return Plan(
-        window=window,
-        mirrored=flip < augmentation.flip_probability,
-        steps=tuple(_steps(rest, augmentation)),
-    )
+    if (min_area := augmentation.min_area) < 1:
+        window = crop_window(draws, width_px=width_px, height_px=height_px, min_area=min_area)
+    return Plan(window=window, mirrored=mirrored, steps=steps)
 
 
-def carry_out(plan: Plan, image: Tensor) -> Tensor:
-    """Return an image, (S, S, 3) uint8, changed as planned."""
+def crop_window(
+    draws: Iterator[float], *, width_px: int, height_px: int, min_area: float
+) -> Window:
+    """Choose a part of a picture, as torchvision's RandomResizedCrop does, which BLIP uses.
+
+    Its area is even between the least and the whole, its aspect ratio even between 3/4 and 4/3 on a
+    log scale. What does not fit is drawn again; after ten times it is the largest in the middle.
+
+    Args:
+        draws: numbers in [0, 1): area and ratio of each attempt, then left and top.
+        width_px: of the picture.
+        height_px: of the picture.
+        min_area: smallest part of the area, in (0, 1].
+    """
+    for _ in range(_CROP_ATTEMPTS):
+        area = width_px * height_px * (min_area + (1 - min_area) * next(draws))
+        ratio = math.exp((2 * next(draws) - 1) * math.log(_MAX_RATIO))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= width_px and 0 < height <= height_px:
+            left = int(next(draws) * (width_px - width + 1))
+            top = int(next(draws) * (height_px - height + 1))
+            return Window(left_px=left, top_px=top, width_px=width, height_px=height)
+    width = max(1, min(width_px, round(height_px * _MAX_RATIO)))
+    height = max(1, min(height_px, round(width_px * _MAX_RATIO)))
+    left, top = (width_px - width) // 2, (height_px - height) // 2
+    return Window(left_px=left, top_px=top, width_px=width, height_px=height)
+
+
+def carry_out(plan: Plan, picture: Image.Image, *, side_px: int) -> Image.Image:
+    """Return a picture, RGB of any size, cropped, scaled to S x S bicubically, and changed."""
     if plan.window is not None:
-        image = resized_crop(image, plan.window)
+        picture = picture.crop(plan.window.edges)
+    return finish(plan, picture.resize((side_px, side_px), Image.Resampling.BICUBIC))
+
+
+def finish(plan: Plan, square: Image.Image) -> Image.Image:
+    """Return a square, RGB, changed by what a plan has after the crop."""
     if plan.mirrored:
-        image = image.flip(1)
-    if not plan.steps:
-        return image
-    picture = Image.fromarray(image.numpy())
+        square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for operation, amount in plan.steps:
-        picture = apply(picture, operation, amount=amount)
-    return torch.from_numpy(np.array(picture))
-
-
-def apply(picture: Image.Image, operation: Operation, *, amount: float = 0.0) -> Image.Image:
-    """Return a picture after one operation.
-
-    Args:
-        picture: RGB, a square.
-        operation: what to do.
-        amount: degrees for rotate, pixels for translate, a share of the side for shear, a factor
-            for brightness and sharpness; the others have none.
-    """
-    match operation:
-        case "identity":
-            return picture
-        case "auto_contrast":
-            return ImageOps.autocontrast(picture)
-        case "equalize":
-            return ImageOps.equalize(picture)
-        case "brightness":
-            return ImageEnhance.Brightness(picture).enhance(amount)
-        case "sharpness":
-            return ImageEnhance.Sharpness(picture).enhance(amount)
-        case _:
-            return _moved(picture, operation, amount=amount)
-
-
-def affine(operation: Operation, *, amount: float, side_px: int) -> Affine | None:
-    """Tell where an operation moves the points of an image; None if it moves none.
-
-    The fixed points are those of the original, which counts from the middle of the first pixel:
-    so its rotation is about a point half a pixel right of and below the middle.
-
-    Args:
-        operation: what is done.
-        amount: see `apply`; with the opposite sign the map is the inverse.
-        side_px: S.
-    """
-    angle, middle = math.radians(amount), side_px / 2 + 0.5
-    cos, sin = math.cos(angle), math.sin(angle)
-    match operation:
-        case "translate_x":
-            return (1, 0, amount, 0, 1, 0)
-        case "translate_y":
-            return (1, 0, 0, 0, 1, amount)
-        case "shear_x":
-            return (1, amount, -amount / 2, 0, 1, 0)
-        case "shear_y":
-            return (1, 0, 0, amount, 1, -amount / 2)
-        case "rotate":  # counter-clockwise
-            across, down = middle * (1 - cos - sin), middle * (1 - cos + sin)
-            return (cos, sin, across, -sin, cos, down)
-        case _:
-            return None
+        square = apply(square, operation, amount=amount)
+    return square
 
 
 def mirrored_text(text: str) -> str:
@@ -241,40 +201,20 @@ def mirrored_text(text: str) -> str:
     )
 
 
-def _steps(draws: Sequence[float], augmentation: Augmentation) -> Iterator[tuple[Operation, float]]:
+def _steps(draws: Iterator[float], augmentation: Augmentation) -> Iterator[tuple[Operation, float]]:
     """Choose operations, those left out that would do nothing."""
-    for which, chance, side in zip(draws[::3], draws[1::3], draws[2::3], strict=True):
+    for _ in range(augmentation.num_operations):
+        which, chance, side = next(draws), next(draws), next(draws)
         operation = augmentation.operations[int(which * len(augmentation.operations))]
-        amount = _amount(operation, magnitude=augmentation.magnitude, negative=side < 0.5)
-        idle = operation == "identity" or (_is_factor(operation) and amount == 1)
+        amount = amount_at(augmentation.magnitude, operation, negative=side < 0.5)
+        idle = is_idle(operation, amount=amount)
         if chance < augmentation.operation_probability and not idle:
             yield operation, amount
 
 
-def _amount(operation: Operation, *, magnitude: float, negative: bool) -> float:
-    share = magnitude / _MAX_MAGNITUDE
-    if _is_factor(operation):
-        return share * 1.8 + 0.1
-    amount = share * _LARGEST.get(operation, 0.0)
-    return -amount if negative else amount
-
-
-def _is_factor(operation: Operation) -> bool:
-    return operation in ("brightness", "sharpness")
-
-
-def _moved(picture: Image.Image, operation: Operation, *, amount: float) -> Image.Image:
-    # Pillow asks where each pixel comes from: that is the inverse.
-    source = affine(operation, amount=-amount, side_px=picture.width)
-    assert source is not None, f"{operation} moves nothing"
-    whole_pixels = operation.startswith("translate") and amount.is_integer()
-    # No pixel falls between two others then, and the nearest is found ten times as fast.
-    resample = Image.Resampling.NEAREST if whole_pixels else Image.Resampling.BILINEAR
-    return picture.transform(
-        picture.size, Image.Transform.AFFINE, source, resample, fillcolor=_FILL
-    )
-
-
-def _generator(key: str) -> torch.Generator:
-    digest = hashlib.blake2b(key.encode(), digest_size=7, person=b"capfilt-aug-v1").digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+def _draws(key: str) -> Iterator[float]:
+    """Numbers in [0, 1) that are the same on every machine."""
+    digest = hashlib.blake2b(key.encode(), digest_size=7, person=b"capfilt-aug-v2").digest()
+    generator = random.Random(int.from_bytes(digest, "little"))
+    while True:
+        yield generator.random()

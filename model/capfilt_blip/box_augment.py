@@ -15,21 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from capfilt_blip.augment import (
-    Affine,
     Augmentation,
-    Operation,
     Plan,
-    affine,
+    Window,
     carry_out,
     check_keys,
     draw_plan,
     mirrored_text,
 )
-from capfilt_blip.transforms import Window
+from capfilt_blip.operations import Affine, Operation, affine
 
 UPRIGHT_OPERATIONS: tuple[Operation, ...] = (
     "identity",
@@ -84,10 +84,11 @@ def augment_located(
     side = images.shape[1]
     rows = []
     for image, phrase, box, key in zip(images, phrases, boxes.tolist(), keys, strict=True):
-        drawn = draw_plan(key, augmentation=chosen, side_px=side)
+        drawn = draw_plan(key, augmentation=chosen, width_px=side, height_px=side)
         plan, moved = fitted(drawn, (box[0], box[1], box[2], box[3]), side_px=side)
         said = mirrored_text(phrase) if plan.mirrored else phrase
-        rows.append((carry_out(plan, image), said, moved))
+        changed = carry_out(plan, Image.fromarray(image.numpy()), side_px=side)
+        rows.append((torch.from_numpy(np.array(changed)), said, moved))
     return Located(
         images=torch.stack([image for image, _, _ in rows]),
         phrases=[phrase for _, phrase, _ in rows],

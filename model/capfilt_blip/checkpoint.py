@@ -67,7 +67,7 @@ def load_captioner(
     """Read a captioner.
 
     Args:
-        source: a directory that one of the `save_` functions or transformers wrote; a hub id such
+        source: a directory that `save_model` or transformers wrote; a hub id such
             as "Salesforce/blip-image-captioning-base", with "@" and a commit behind it if wanted;
             or an original file of Salesforce, LAVIS or mmpretrain. A pre-trained BLIP will do: its
             encoder half is left out.
@@ -151,16 +151,17 @@ def load_grounding(
     )
 
 
-def save_captioner(
+def save_model(
     directory: str | Path,
     *,
-    model: BlipCaptioner,
+    model: AnyModel,
     tokenizer: Tokenizer,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a captioner as a directory that `load_captioner` and transformers read.
+    """Write a model as a directory that the `load_` function of its kind reads.
 
-    The same model gives the same bytes.
+    transformers reads it too, if it has a class for the kind. The same model gives the same bytes.
+    A parameter that two parts of a model share is written once.
 
     Args:
         directory: made if it does not exist; files of an earlier model in it are replaced, the
@@ -169,67 +170,6 @@ def save_captioner(
         tokenizer: the one the model was trained with.
         dtype: of the stored weights; float16 halves the file.
     """
-    _save(directory, model=model, tokenizer=tokenizer, dtype=dtype)
-
-
-def save_matcher(
-    directory: str | Path,
-    *,
-    model: BlipMatcher,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a matcher; otherwise as `save_captioner`."""
-    _save(directory, model=model, tokenizer=tokenizer, dtype=dtype)
-
-
-def save_blip(
-    directory: str | Path,
-    *,
-    model: Blip,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a pre-training model, each shared parameter once; otherwise as `save_captioner`."""
-    _save(directory, model=model, tokenizer=tokenizer, dtype=dtype)
-
-
-def save_vqa(
-    directory: str | Path,
-    *,
-    model: BlipVqa,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a model that answers questions; otherwise as `save_captioner`."""
-    _save(directory, model=model, tokenizer=tokenizer, dtype=dtype)
-
-
-def save_nlvr(
-    directory: str | Path,
-    *,
-    model: BlipNlvr,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a model that reads two images, which transformers cannot; else as `save_captioner`."""
-    _save(directory, model=model, tokenizer=tokenizer, dtype=dtype)
-
-
-def save_grounding(
-    directory: str | Path,
-    *,
-    model: BlipGrounding,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a model that writes boxes, which transformers cannot; else as `save_captioner`."""
-    _save(directory, model=model, tokenizer=tokenizer, dtype=dtype)
-
-
-def _save(
-    directory: str | Path, *, model: AnyModel, tokenizer: Tokenizer, dtype: torch.dtype
-) -> None:
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {

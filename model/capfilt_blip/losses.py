@@ -38,20 +38,9 @@ def known_pairs(
     Returns:
         (B, N) bool, True where text n also belongs to image b, and image n to text b.
     """
-    return cross_pairs(image_ids, all_image_ids) | cross_pairs(text_ids, all_text_ids)
-
-
-def cross_pairs(ids: Tensor, candidate_ids: Tensor) -> Tensor:
-    """Find the candidates of the same image, or of the same text, as those of the batch.
-
-    Args:
-        ids: (B,) int64.
-        candidate_ids: (N,) int64.
-
-    Returns:
-        (B, N) bool.
-    """
-    return ids[:, None] == candidate_ids[None, :]
+    same_image = image_ids[:, None] == all_image_ids
+    same_text = text_ids[:, None] == all_text_ids
+    return same_image | same_text
 
 
 def itc_targets(similarity: Tensor, positives: Tensor, *, soft_weight: float) -> Tensor:

@@ -1,13 +1,11 @@
-"""Pixels on their way into the model: uint8 images to normalised floats, and training augmentation.
+"""Pixels on their way into the model: uint8 images to normalised floats.
 
 Letters: B batch, S image side in pixels.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -15,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 # Mean and standard deviation of CLIP's training images (arXiv:2103.00020), which BLIP keeps.
 CHANNEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -116,59 +113,3 @@ def normalise(images: Tensor) -> Tensor:
     mean = torch.tensor(CHANNEL_MEAN, device=images.device) * 255
     std = torch.tensor(CHANNEL_STD, device=images.device) * 255
     return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """A part of an image, in whole pixels."""
-
-    left_px: int
-    top_px: int
-    width_px: int
-    height_px: int
-
-
-def crop_window(draws: Sequence[float], *, side_px: int, min_area: float) -> Window:
-    """Choose a part of a square image, as torchvision's RandomResizedCrop does.
-
-    Its area is even between the least and the whole, its aspect ratio even between 3/4 and 4/3 on a
-    log scale; what would be wider or higher than the image is cut.
-
-    Args:
-        draws: four numbers in [0, 1): for area, aspect ratio, left and top.
-        side_px: S.
-        min_area: smallest part of the area, in (0, 1].
-    """
-    area, log_ratio, left, top = draws
-    area = min_area + (1 - min_area) * area
-    ratio = math.exp((2 * log_ratio - 1) * math.log(4 / 3))
-    width = min(side_px, max(1, round(side_px * math.sqrt(area * ratio))))
-    height = min(side_px, max(1, round(side_px * math.sqrt(area / ratio))))
-    return Window(
-        left_px=int(left * (side_px - width + 1)),
-        top_px=int(top * (side_px - height + 1)),
-        width_px=width,
-        height_px=height,
-    )
-
-
-def resized_crop(image: Tensor, window: Window) -> Tensor:
-    """Blow a part of an image up to the whole size, bicubically.
-
-    In bytes: four times as fast as in floats, and nearer to Pillow, which BLIP's crops come from.
-
-    Args:
-        image: (S, S, 3) uint8.
-        window: lies in the image.
-
-    Returns:
-        (S, S, 3) uint8.
-    """
-    side = image.shape[0]
-    rows = slice(window.top_px, window.top_px + window.height_px)
-    columns = slice(window.left_px, window.left_px + window.width_px)
-    crop = image[rows, columns].permute(2, 0, 1)[None]  # (1, 3, height, width)
-    crop = F.interpolate(
-        crop, size=(side, side), mode="bicubic", align_corners=False, antialias=True
-    )
-    return crop[0].permute(1, 2, 0)

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from capfilt_blip.augment import Augmentation, Plan, augment, draw_plan, position_keys
+from capfilt_blip.augment import Augmentation, Plan, Window, augment, draw_plan, position_keys
 from capfilt_blip.box_augment import UPRIGHT_OPERATIONS, augment_located, fitted
 from capfilt_blip.train.grounding import GroundingBatch
-from capfilt_blip.transforms import Window
 
 SIDE = 40
 TILTING = Augmentation(min_area=0.3, flip_probability=0.5, operation_probability=1.0)
@@ -64,7 +64,7 @@ def test_a_box_lies_where_its_pixels_lie(augmentation: Augmentation, tolerance_p
 
 
 def plan_of(key: str, augmentation: Augmentation) -> Plan:
-    return draw_plan(key, augmentation=augmentation, side_px=SIDE)
+    return draw_plan(key, augmentation=augmentation, width_px=SIDE, height_px=SIDE)
 
 
 def test_boxes_stay_boxes_that_training_takes() -> None:
@@ -133,4 +133,6 @@ def test_whole_images_in_sight_change_as_without_boxes() -> None:
     tiny = torch.tensor([[0.49, 0.49, 0.51, 0.51]]).expand(NUM_IMAGES, 4)
     only_crops = Augmentation(min_area=0.9, num_operations=0)
     found = augment_located(images, ["a"] * NUM_IMAGES, tiny, keys=keys, augmentation=only_crops)
-    assert torch.equal(found.images, augment(images, keys=keys, augmentation=only_crops))
+    pictures = [Image.fromarray(image.numpy()) for image in images]
+    alone = augment(pictures, side_px=SIDE, keys=keys, augmentation=only_crops)
+    assert np.array_equal(found.images, alone)

@@ -22,10 +22,7 @@ from capfilt_blip.checkpoint import (
     load_captioner,
     load_matcher,
     load_vqa,
-    save_blip,
-    save_captioner,
-    save_matcher,
-    save_vqa,
+    save_model,
 )
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tasks.captioner import Captioner
@@ -38,7 +35,7 @@ from tests.blip.original_files import filled
 
 @pytest.fixture
 def folder(tmp_path: Path, captioner: BlipCaptioner, tokenizer: Tokenizer) -> Path:
-    save_captioner(tmp_path / "captioner", model=captioner, tokenizer=tokenizer)
+    save_model(tmp_path / "captioner", model=captioner, tokenizer=tokenizer)
     return tmp_path / "captioner"
 
 
@@ -75,7 +72,7 @@ def test_a_captioner_comes_back_as_it_was(folder: Path, captioner: BlipCaptioner
 def test_a_matcher_comes_back_as_it_was(
     tmp_path: Path, matcher: BlipMatcher, tokenizer: Tokenizer
 ) -> None:
-    save_matcher(tmp_path, model=matcher, tokenizer=tokenizer)
+    save_model(tmp_path, model=matcher, tokenizer=tokenizer)
     assert same_parameters(load_matcher(tmp_path)[0], matcher)
 
 
@@ -85,7 +82,7 @@ def test_a_model_of_another_task_comes_back_as_it_was(
 ) -> None:
     model = request.getfixturevalue(kind)
     words = request.getfixturevalue("box_tokenizer" if kind == "grounding" else "tokenizer")
-    getattr(checkpoint, f"save_{kind}")(tmp_path, model=model, tokenizer=words)
+    save_model(tmp_path, model=model, tokenizer=words)
     loaded, tokenizer = getattr(checkpoint, f"load_{kind}")(tmp_path)
     assert same_parameters(loaded, model) and not loaded.training
     assert loaded.config == model.config
@@ -98,7 +95,7 @@ def test_a_vqa_model_too_wide_for_transformers_says_so_and_comes_back(
     vision = dataclasses.replace(config.vision, width=96, num_heads=3)
     text = dataclasses.replace(config.text, image_width=96)
     model = BlipVqa(dataclasses.replace(config, vision=vision, text=text))
-    save_vqa(tmp_path, model=model, tokenizer=tokenizer)
+    save_model(tmp_path, model=model, tokenizer=tokenizer)
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["architectures"] == ["CapfiltBlipForQuestionAnswering"]
     assert same_parameters(load_vqa(tmp_path)[0], model)
@@ -107,7 +104,7 @@ def test_a_vqa_model_too_wide_for_transformers_says_so_and_comes_back(
 def test_a_pre_training_model_comes_back_with_its_sharing(
     tmp_path: Path, blip: Blip, tokenizer: Tokenizer
 ) -> None:
-    save_blip(tmp_path, model=blip, tokenizer=tokenizer)
+    save_model(tmp_path, model=blip, tokenizer=tokenizer)
     model, _ = load_blip(tmp_path)
     assert same_parameters(model, blip)
     assert model.text_encoder.embeddings is model.text_decoder.embeddings
@@ -118,7 +115,7 @@ def test_a_pre_training_model_comes_back_with_its_sharing(
 def test_the_same_model_gives_the_same_bytes(
     folder: Path, tmp_path: Path, captioner: BlipCaptioner, tokenizer: Tokenizer
 ) -> None:
-    save_captioner(tmp_path / "again", model=captioner, tokenizer=tokenizer)
+    save_model(tmp_path / "again", model=captioner, tokenizer=tokenizer)
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
@@ -127,7 +124,7 @@ def test_half_precision_on_disk_is_loaded_as_asked_for(
     folder: Path, tmp_path: Path, captioner: BlipCaptioner, tokenizer: Tokenizer
 ) -> None:
     half = tmp_path / "half"
-    save_captioner(half, model=captioner, tokenizer=tokenizer, dtype=torch.float16)
+    save_model(half, model=captioner, tokenizer=tokenizer, dtype=torch.float16)
     full_bytes, half_bytes = ((f / "model.safetensors").stat().st_size for f in (folder, half))
     assert half_bytes < 0.6 * full_bytes
     model, _ = load_captioner(half)
@@ -214,7 +211,7 @@ def test_many_wrong_tensors_are_counted_and_some_named(folder: Path) -> None:
 def test_a_matcher_is_no_captioner(
     tmp_path: Path, matcher: BlipMatcher, tokenizer: Tokenizer
 ) -> None:
-    save_matcher(tmp_path, model=matcher, tokenizer=tokenizer)
+    save_model(tmp_path, model=matcher, tokenizer=tokenizer)
     assert message(tmp_path) == (
         f"{tmp_path}/config.json: architectures is ['BlipForImageTextRetrieval'], a matcher, "
         "which load_matcher reads; a captioner is 'BlipForConditionalGeneration'"

@@ -29,7 +29,7 @@ TIED = ("predictions.decoder.weight", "predictions.decoder.bias")
 
 
 def saved(folder: Path, kind: str, model: Any, tokenizer: Tokenizer) -> Path:
-    getattr(checkpoint, f"save_{kind}")(folder, model=model, tokenizer=tokenizer)
+    checkpoint.save_model(folder, model=model, tokenizer=tokenizer)
     return folder
 
 

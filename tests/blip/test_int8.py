@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from capfilt_blip.blip import BlipCaptioner, BlipMatcher
-from capfilt_blip.checkpoint import save_captioner, save_matcher
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.int8 import Int8LanguageModelHead, Int8Linear, check_products, quantise
 from capfilt_blip.tasks.captioner import Captioner
 from capfilt_blip.tasks.matcher import Matcher
@@ -116,7 +116,7 @@ def test_scores_in_int8_do_not_depend_on_neighbours(
 def test_scores_in_int8_are_near_those_in_float32(
     matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels, tmp_path: Path
 ) -> None:
-    save_matcher(tmp_path, model=matcher, tokenizer=tokenizer)
+    save_model(tmp_path, model=matcher, tokenizer=tokenizer)
     exact, found = (
         Matcher.from_pretrained(tmp_path, dtype=dtype).score(images, PAIRS)
         for dtype in ("float32", "int8")
@@ -130,7 +130,7 @@ def test_scores_in_int8_are_near_those_in_float32(
 def test_a_captioner_of_half_precision_is_read_into_int8(
     captioner: BlipCaptioner, tokenizer: Tokenizer, images: Pixels, tmp_path: Path
 ) -> None:
-    save_captioner(tmp_path, model=captioner, tokenizer=tokenizer, dtype=torch.float16)
+    save_model(tmp_path, model=captioner, tokenizer=tokenizer, dtype=torch.float16)
     read = Captioner.from_pretrained(tmp_path, dtype="int8")
     given = Captioner(captioner.half(), tokenizer, dtype="int8")
     assert read.greedy(images[:2]) == given.greedy(images[:2])

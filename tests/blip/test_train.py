@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -9,22 +9,22 @@ import torch
 from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
+from capfilt_blip.train.alarms import Alarms
 from capfilt_blip.train.batches import TextImageBatch, ids_of
+from capfilt_blip.train.captioner import captioner_finetuning
 from capfilt_blip.train.contrast import ContrastSettings
-from capfilt_blip.train.loop import (
-    CaptionerSettings,
-    MatcherSettings,
-    PretrainSettings,
-    StepMetrics,
-    finetune_captioner,
-    finetune_matcher,
-    pretrain,
-)
 from capfilt_blip.train.optimizer import (
     CosineSchedule,
     DecaySchedule,
     Optimizer,
     OptimizerSettings,
+)
+from capfilt_blip.train.pretraining import matcher_finetuning, pretraining
+from capfilt_blip.train.settings import (
+    CaptionerSettings,
+    MatcherSettings,
+    PretrainSettings,
+    StepMetrics,
 )
 from capfilt_blip.transforms import normalise
 
@@ -67,7 +67,9 @@ def pretrained(
 ) -> tuple[Blip, list[StepMetrics]]:
     model = blip()
     settings = PretrainSettings(optimizer=adam(num_steps=2 * num_steps), contrast=contrast)
-    return model, list(pretrain(model, walls(num_steps), tokenizer=TOKENIZER, settings=settings))
+    return model, list(
+        pretraining(model, tokenizer=TOKENIZER, settings=settings).run(walls(num_steps))
+    )
 
 
 def test_pretraining_learns_all_three_losses_of_one_batch() -> None:
@@ -101,7 +103,8 @@ def test_encoder_and_decoder_stay_tied() -> None:
 def test_captioner_finetuning_learns_the_words_behind_the_prompt() -> None:
     model = blip().captioner()
     settings = CaptionerSettings(optimizer=adam(peak=4e-3), label_smoothing=0.0)
-    metrics = list(finetune_captioner(model, walls(60), tokenizer=TOKENIZER, settings=settings))
+    engine = captioner_finetuning(model, tokenizer=TOKENIZER, settings=settings)
+    metrics = list(engine.run(walls(60)))
     assert metrics[-1].loss < 0.1 and metrics[-1].itm_loss is None
 
 
@@ -112,7 +115,7 @@ def test_matcher_finetuning_learns_to_refuse_distractors() -> None:
         for b in walls(60)
     )
     settings = MatcherSettings(optimizer=adam(), contrast=SMALL_QUEUE)
-    list(finetune_matcher(model, batches, tokenizer=TOKENIZER, settings=settings))
+    list(matcher_finetuning(model, tokenizer=TOKENIZER, settings=settings).run(batches))
     batch = TOKENIZER.encode(["click here"], first="enc", max_tokens=35)
     embeds = model.vision(torch.zeros(1, 3, 16, 16))
     logits = model.itm_logits(batch.ids, batch.mask, model.text_encoder.project_memory(embeds))
@@ -122,7 +125,8 @@ def test_matcher_finetuning_learns_to_refuse_distractors() -> None:
 def test_contrast_works_without_momentum() -> None:
     settings = MatcherSettings(optimizer=adam(), contrast=ContrastSettings(momentum=None))
     model = blip().matcher()
-    metrics = list(finetune_matcher(model, walls(60), tokenizer=TOKENIZER, settings=settings))
+    engine = matcher_finetuning(model, tokenizer=TOKENIZER, settings=settings)
+    metrics = list(engine.run(walls(60)))
     assert metrics[-1].itc_loss < 0.5 * metrics[0].itc_loss  # type: ignore[operator]
 
 
@@ -130,7 +134,8 @@ def test_a_batch_of_equal_texts_has_no_negatives_and_still_trains() -> None:
     [batch] = walls(1)
     same = TextImageBatch(images=batch.images, texts=["a red wall"] * 4)
     settings = MatcherSettings(optimizer=adam(), contrast=SMALL_QUEUE)
-    [metrics] = finetune_matcher(blip().matcher(), [same], tokenizer=TOKENIZER, settings=settings)
+    engine = matcher_finetuning(blip().matcher(), tokenizer=TOKENIZER, settings=settings)
+    metrics = engine.step(same)
     assert metrics.loss == pytest.approx(metrics.itc_loss + metrics.itm_loss)  # type: ignore
 
 
@@ -140,15 +145,15 @@ def test_metrics_count_steps_and_samples() -> None:
 
 
 @pytest.mark.slow
-def test_a_stuck_itm_head_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stuck_itm_head_is_recognised() -> None:
     settings = MatcherSettings(optimizer=adam(peak=1e-6), contrast=ContrastSettings(momentum=None))
     model = blip().matcher()
     torch.nn.init.zeros_(model.itm_head.weight)
     with torch.no_grad():  # always says that one in three matches
         model.itm_head.bias.copy_(torch.tensor([2 / 3, 1 / 3]).log())
-    with caplog.at_level(logging.WARNING):
-        list(finetune_matcher(model, walls(500), tokenizer=TOKENIZER, settings=settings))
-    assert "0.6365" in caplog.text
+    alarms = Alarms()
+    steps = matcher_finetuning(model, tokenizer=TOKENIZER, settings=settings).run(walls(500))
+    assert "0.6365" in " ".join(line for metrics in steps for line in alarms.saw(metrics))
 
 
 def test_cosine_schedule_warms_up_peaks_and_ends_at_the_least_rate() -> None:
@@ -157,10 +162,24 @@ def test_cosine_schedule_warms_up_peaks_and_ends_at_the_least_rate() -> None:
     assert rates == pytest.approx([0.19, 1.0, 1.0, 0.55, 0.1, 0.1])
 
 
+@pytest.mark.parametrize(
+    "schedule", [partial(CosineSchedule, num_steps=10), partial(DecaySchedule, steps_per_epoch=5)]
+)
+def test_a_least_rate_above_the_peak_is_refused(schedule: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="least learning rate is 1e-06, above the peak of 1e-07"):
+        schedule(peak=1e-7, least=1e-6)
+
+
 def test_decay_schedule_loses_a_tenth_per_epoch_down_to_the_least_rate() -> None:
     schedule = DecaySchedule(peak=1.0, num_warmup_steps=2, steps_per_epoch=5, least=0.5)
-    rates = [schedule(step) for step in (1, 2, 5, 10, 200)]
-    assert rates == pytest.approx([1.0, 1.0, 0.9, 0.81, 0.5])
+    rates = [schedule(step) for step in (0, 1, 2, 4, 5, 10, 200)]
+    assert rates == pytest.approx([0.75, 1.0, 1.0, 1.0, 0.9, 0.81, 0.5])
+
+
+def test_a_warm_up_longer_than_an_epoch_ends_with_it_as_in_the_original() -> None:
+    schedule = DecaySchedule(peak=1.0, num_warmup_steps=8, steps_per_epoch=4)
+    rates = [schedule(step) for step in (3, 4, 7, 8)]
+    assert rates == pytest.approx([0.5, 0.9, 0.9, 0.81])
 
 
 def test_optimizer_is_torchs_adamw_with_decay_on_every_parameter() -> None:

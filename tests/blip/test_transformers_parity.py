@@ -12,14 +12,7 @@ from torch import Tensor
 
 from capfilt_blip.beam import Beams, generate_beams
 from capfilt_blip.blip import BlipCaptioner, BlipMatcher
-from capfilt_blip.checkpoint import (
-    load_captioner,
-    load_matcher,
-    load_vqa,
-    save_captioner,
-    save_matcher,
-    save_vqa,
-)
+from capfilt_blip.checkpoint import load_captioner, load_matcher, load_vqa, save_model
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.decode import Limits, generate_greedy
 from capfilt_blip.losses import lm_loss
@@ -46,19 +39,19 @@ def pixels() -> Tensor:
 
 @pytest.fixture
 def hf_captioner(tmp_path: Path, captioner: BlipCaptioner, tokenizer: Tokenizer) -> Any:
-    save_captioner(tmp_path, model=captioner, tokenizer=tokenizer)
+    save_model(tmp_path, model=captioner, tokenizer=tokenizer)
     return transformers.BlipForConditionalGeneration.from_pretrained(tmp_path).eval()
 
 
 @pytest.fixture
 def hf_matcher(tmp_path: Path, matcher: BlipMatcher, tokenizer: Tokenizer) -> Any:
-    save_matcher(tmp_path, model=matcher, tokenizer=tokenizer)
+    save_model(tmp_path, model=matcher, tokenizer=tokenizer)
     return transformers.BlipForImageTextRetrieval.from_pretrained(tmp_path).eval()
 
 
 @pytest.fixture
 def hf_vqa(tmp_path: Path, vqa: BlipVqa, tokenizer: Tokenizer) -> Any:
-    save_vqa(tmp_path, model=vqa, tokenizer=tokenizer)
+    save_model(tmp_path, model=vqa, tokenizer=tokenizer)
     return transformers.BlipForQuestionAnswering.from_pretrained(tmp_path).eval()
 
 

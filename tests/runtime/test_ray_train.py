@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.train.v2.api.exceptions import WorkerGroupError
 from safetensors.torch import load_file
 
-from capfilt.errors import CapfiltError
+from capfilt.errors import CapfiltError, ShardError, StoreAwayError
 from capfilt.local_pool import LocalPool
 from capfilt.pool import Pool
 from capfilt.records import TrainStep
 from capfilt.runtime.cluster import ClusterSettings
 from capfilt.runtime.ray_pool import RayPool, RaySettings
-from capfilt.runtime.ray_train import run_together
+from capfilt.runtime.ray_train import _refused, run_together
 from capfilt.stages import train
 from tests.small_run import SmallRun, rows_of, training
 
@@ -45,9 +46,14 @@ def without_dropout(models: Path, folder: Path) -> str:
     return str(folder)
 
 
+RATES = {"learning_rate": 1e-4, "finetune_learning_rate": 1e-4}
+"""Low: AdamW's first steps have one length for all weights, so that what float32 rounds in a tiny
+gradient grows with the rate."""
+
+
 def trained(run: SmallRun, pool: Pool, *, start: str, workers: int) -> tuple[list[TrainStep], Path]:
     sections = {
-        "train": {**training(run.web), "pretrain_steps": 6, "start": start},
+        "train": {**training(run.web), "pretrain_steps": 6, "start": start, **RATES},
         "pool": {"kind": "ray", "train": {"workers": workers, "cpus": 1}},
     }
     assert train.run(run.recipe(**sections), run.tables(**sections), pool).kept == 40
@@ -70,6 +76,21 @@ def test_two_workers_train_as_one_does(
             load_file(place / name / "model.safetensors") for place in (models, others)
         )
         assert all(torch.allclose(first[n], second[n], atol=1e-3) for n in first)
+
+
+def test_a_store_that_did_not_answer_is_asked_again_and_a_refusal_is_not() -> None:
+    away, lost = (
+        StoreAwayError("s3://a.tar: cannot be read: 503"),
+        RuntimeError("connection closed"),
+    )
+    error = WorkerGroupError("1 of 2 workers is gone", {0: lost, 1: away})
+    assert _refused(error) == "s3://a.tar: cannot be read: 503"
+    refusal = CapfiltError("nothing to learn from")
+    damaged = ShardError("a.tar: damaged at byte 0")
+    with pytest.raises(CapfiltError, match=r"^a\.tar: damaged"):
+        _refused(WorkerGroupError("1 of 2 workers is gone", {0: damaged}))
+    with pytest.raises(CapfiltError, match=r"^nothing to learn from$"):
+        _refused(WorkerGroupError("2 of 2 workers are gone", {0: away, 1: refusal}))
 
 
 def test_what_a_worker_says_is_told_and_not_tried_again(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from capfilt.io.tar import write_tar
@@ -123,6 +126,33 @@ def test_the_same_samples_are_held_out_wherever_they_lie(tmp_path: Path) -> None
     assert first == second
     other = held_out_split(listed(tmp_path / "again"), num_pairs=6, seed=1)[1]
     assert images_of(other) != first
+
+
+def write_shard(url: str, images: Sequence[bytes]) -> None:
+    """A shard with a sample, of one text, for each of some images."""
+    with fsspec.open(url, "wb") as file:
+        if url.endswith(".parquet"):
+            columns = {"image": images, "caption": ["a"] * len(images)}
+            pq.write_table(pa.table(columns), file, row_group_size=10)
+            return
+        pairs = [((f"{i}.jpg", image), (f"{i}.txt", b"a")) for i, image in enumerate(images)]
+        file.write(write_tar(member for pair in pairs for member in pair))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "memory://held-out/a.tar", "a.parquet"])
+def test_an_image_that_many_samples_show_is_held_out_with_all_of_them(
+    tmp_path: Path, name: str
+) -> None:
+    urls = [name.replace("a.", f"{part}.") for part in ("first", "second")]
+    urls = [url if ":" in url else str(tmp_path / url) for url in urls]
+    for url in urls:
+        write_shard(url, [b"%d" % (number % 10) for number in range(25)])
+    texts_of = partial(human_texts, text_field=None)
+    pairs = list_pairs(urls, texts_of, max_text_bytes=99, text_column="caption")
+    learnt, aside = (images_of(part) for part in held_out_split(pairs, num_pairs=7, seed=0))
+    assert 7 <= len(aside) <= 12
+    assert len(learnt) + len(aside) == 50
+    assert not set(learnt) & set(aside)
 
 
 def test_nothing_is_held_out_unless_it_is_asked_for(tmp_path: Path) -> None:

@@ -27,5 +27,12 @@ def test_a_figure_that_one_round_has_is_a_dash_in_the_other() -> None:
     assert "pretrain: learning rate" not in rows
 
 
+def test_what_looked_wrong_in_training_is_cut_to_a_cell() -> None:
+    line = "step 500: ITM is stuck: over 500 steps its loss is 0.6365 on average"
+    phase = PhaseFigures(phase="pretrain", values={}, warnings=(line,))
+    rows = dict(round_rows([replace(FIRST, training=(phase,)), SECOND]))
+    assert rows["pretrain: warnings"] == ("step 500: ITM is stuck: over 500 steps i...", "-")
+
+
 def test_no_round_has_no_rows() -> None:
     assert list(round_rows([])) == []

@@ -114,6 +114,12 @@ def step(phase: str, number: int, loss: float, itm_accuracy: float | None) -> di
     return {"phase": phase, "step": number, "loss": loss, "itm_accuracy": itm_accuracy}
 
 
+STEP_SCHEMA = pa.schema(
+    [("phase", pa.string()), ("step", pa.int32()), ("loss", pa.float32()),
+     ("itm_accuracy", pa.float32()), ("recall_at_1", pa.float32()), ("warning", pa.string())]
+)  # fmt: skip
+
+
 def test_a_phase_ends_with_the_last_of_every_number_it_logged() -> None:
     steps = pa.Table.from_pylist(
         [
@@ -121,11 +127,8 @@ def test_a_phase_ends_with_the_last_of_every_number_it_logged() -> None:
             step("pretrain", 20, 2.0, None),
             step("captioner", 5, 1.5, None),
         ],
-        schema=pa.schema(
-            [("phase", pa.string()), ("step", pa.int32()), ("loss", pa.float32()),
-             ("itm_accuracy", pa.float32()), ("recall_at_1", pa.float32())]
-        ),
-    )  # fmt: skip
+        schema=STEP_SCHEMA,
+    )
     pretrain, captioner = phase_figures(steps)
     assert pretrain.phase == "pretrain"
     assert pretrain.values == {"step": 20, "loss": 2.0, "itm_accuracy": 0.5, "recall_at_1": 0.25}
@@ -133,9 +136,16 @@ def test_a_phase_ends_with_the_last_of_every_number_it_logged() -> None:
 
 
 def test_a_loss_that_is_no_number_is_left_out() -> None:
-    steps = pa.table({"phase": ["filter"], "loss": pa.array([float("nan")], pa.float32())})
+    steps = pa.Table.from_pylist([{"phase": "filter", "loss": float("nan")}], schema=STEP_SCHEMA)
     [phase] = phase_figures(steps)
     assert phase.values == {}
+
+
+def test_what_looked_wrong_in_a_phase_is_told_with_its_step() -> None:
+    warned = {**step("pretrain", 499, 3.0, 0.67), "warning": "ITM is stuck"}
+    rows = [step("pretrain", 0, 3.0, 0.6), warned, step("filter", 0, 2.0, None)]
+    pretrain, matching = phase_figures(pa.Table.from_pylist(rows, schema=STEP_SCHEMA))
+    assert (pretrain.warnings, matching.warnings) == (("step 500: ITM is stuck",), ())
 
 
 def test_the_file_of_a_run_agrees_with_its_tables(small_run: SmallRun) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from capfilt.io.tar import write_tar
 from capfilt.local_pool import LocalPool
 from capfilt.pool import Fetched
 from capfilt.records import HeldOutCaption, PublishedSample, TrainStep
-from capfilt.stages import train
+from capfilt.stages import publish, train
+from capfilt.stages.loop import bootstrap
 from capfilt.stages.shards import Funnel
+from capfilt.stages.tables import open_tables
 from capfilt.workers.train import Trained
-from capfilt.workers.trainer_pairs import TrainingSet
+from capfilt.workers.trainer_pairs import TrainingPair, TrainingSet
 from tests.small_run import SmallRun, files_of, rows_of, small_recipe, training
 
 
@@ -136,10 +139,40 @@ def test_a_damaged_human_shard_is_named(run: SmallRun, tmp_path: Path) -> None:
         trained(run, human=str(tmp_path / "human.tar"))
 
 
-def test_training_needs_the_published_tars(run: SmallRun) -> None:
-    sections = {"publish": {"webdataset": False}, "train": training(run.web)}
-    with pytest.raises(CapfiltError, match=r"set publish\.webdataset: true"):
-        train.job(run.recipe(**sections), run.tables(**sections))
+def without_tars(run: SmallRun) -> dict[str, object]:
+    return {"publish": {"webdataset": False}, "train": training(run.web)}
+
+
+def seen(pairs: Sequence[TrainingPair]) -> list[tuple[bytes, str, int]]:
+    """What training sees of pairs: image, text, and the first pair of the same image."""
+    keys = [pair.image.key for pair in pairs]
+    return [(pair.image.payload, pair.text, keys.index(pair.image.key)) for pair in pairs]
+
+
+def test_published_parquet_files_give_the_pairs_of_the_tars(run: SmallRun) -> None:
+    sections = without_tars(run)
+    publish.run(run.recipe(**sections), run.tables(**sections), LocalPool())
+    job = train.job(run.recipe(**sections), run.tables(**sections))
+    assert all(url.endswith(".parquet") for url in job.published)
+    [found] = job.fetch(0).inputs
+    of_tars = pairs_of(run)
+    assert (seen(found.web), seen(found.synthetic)) == (seen(of_tars.web), seen(of_tars.synthetic))
+    assert found.web
+    assert found.synthetic
+
+
+@pytest.mark.slow
+def test_a_run_in_memory_trains_on_parquet_files_to_the_models_of_one_on_disk(
+    two_rounds: SmallRun,
+) -> None:
+    recipe = small_recipe("memory://trains", web=two_rounds.web, models=two_rounds.models,
+                          **without_tars(two_rounds))  # fmt: skip
+    list(bootstrap(recipe, LocalPool(), rounds=1))
+    in_memory = open_tables(recipe, 0).of("train").store
+    on_disk = two_rounds.tables(train=training(two_rounds.web)).of("train").store
+    names = [f"{folder}/model.safetensors" for folder in ("blip", "captioner", "filter")]
+    assert [in_memory.read(name) for name in names] == [on_disk.read(name) for name in names]
+    assert "_progress" not in in_memory.names()
 
 
 def test_held_out_pairs_are_measured_and_not_learnt_from(run: SmallRun) -> None:

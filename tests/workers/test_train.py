@@ -15,8 +15,9 @@ from capfilt.io.images import ImageDecoder, ImageLimits
 from capfilt.io.storage import Store
 from capfilt.workers.batches import SourceImage
 from capfilt.workers.train import Given, Notebook, Trained, TrainWorker
+from capfilt.workers.trainer_batches import TRAINING_PIXELS
 from capfilt.workers.trainer_pairs import TrainingPair, TrainingSet
-from capfilt.workers.trainer_progress import ProgressFolder
+from capfilt.workers.trainer_progress import PHASES, ProgressFolder
 from tests.small_run import planted_shards, write_models
 
 OPTIONS = TrainSection(
@@ -40,7 +41,7 @@ PAIRS = TrainingSet(web=[pair(0), pair(1)], human=[pair(2), pair(3)])
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[ImageDecoder]:
-    with ImageDecoder(ImageLimits()) as decoder:
+    with ImageDecoder(ImageLimits(), part=TRAINING_PIXELS) as decoder:
         yield decoder
 
 
@@ -174,22 +175,24 @@ class Dying(list[TrainingPair]):
         return super().__getitem__(row)
 
 
-def folder_at(path: Path) -> ProgressFolder:
-    return ProgressFolder(Store.at_url(str(path)), num_kept=1)
+def folder_at(url: Path | str) -> ProgressFolder:
+    return ProgressFolder(Store.at_url(str(url)), num_kept=1)
 
 
 @pytest.mark.parametrize("num_reads", [1, 7, 9])
+@pytest.mark.parametrize("kind", ["local", "memory"])
 def test_a_training_that_ends_anywhere_and_goes_on_gives_the_same_bytes(
-    models: Path, decoder: ImageDecoder, result: Trained, tmp_path: Path, num_reads: int
+    models: Path, decoder: ImageDecoder, result: Trained, tmp_path: Path, kind: str, num_reads: int
 ) -> None:
+    url = str(tmp_path) if kind == "local" else f"memory://{tmp_path.name}"
     web, human = Dying(PAIRS.web), Dying(PAIRS.human)
     web.reads_left = human.reads_left = num_reads
     with pytest.raises(ShardError, match="power"):
         trained(models, decoder, TrainingSet(web=web, human=human),
-                progress=folder_at(tmp_path), checkpoint_steps=2)  # fmt: skip
-    begun = {path.parent.name for path in tmp_path.glob("*/step-*")}
+                progress=folder_at(url), checkpoint_steps=2)  # fmt: skip
+    begun = {phase for phase in PHASES if Store.at_url(url).names(phase)}
     assert begun == {1: set(), 7: {"pretrain"}, 9: {"pretrain", "captioner"}}[num_reads]
-    assert trained(models, decoder, progress=folder_at(tmp_path), checkpoint_steps=4) == result
+    assert trained(models, decoder, progress=folder_at(url), checkpoint_steps=4) == result
 
 
 def test_a_finished_training_is_not_done_again(

@@ -70,6 +70,15 @@ def test_a_damaged_record_is_passed_over(store: Store, kept: int) -> None:
     assert found.tensors["a"].item() == 1
 
 
+def test_a_record_that_was_damaged_is_written_again(store: Store) -> None:
+    folder = saved(store, 1, 2)
+    store.put(f"pretrain/{store.names('pretrain')[-1]}", b"")
+    folder.save("pretrain", record(3), step=2)
+    found = folder.newest("pretrain")
+    assert found is not None
+    assert found.tensors["a"].item() == 3
+
+
 def test_nothing_is_left_of_a_training_that_is_over(store: Store) -> None:
     folder = saved(store, 1, 2)
     folder.note_lost("filter", {"a": "image_unreadable"}, name="8-0")
@@ -87,3 +96,13 @@ def test_a_pair_that_could_not_be_read_is_noted_once_whoever_meets_it(store: Sto
     folder.note_lost("pretrain", {"b": "decode_timeout"}, name="000-1")
     folder.note_lost("captioner", {"a": "image_unreadable"}, name="000-0")
     assert folder.lost() == {"a": "image_unreadable", "b": "decode_timeout"}
+
+
+def test_the_record_of_a_step_is_found_unless_it_is_damaged(store: Store) -> None:
+    folder = saved(store, 9, 10)
+    found = folder.of_step("pretrain", step=9)
+    assert found is not None
+    assert (found.notes, found.tensors["a"].item()) == (NOTES, 9)
+    assert folder.of_step("pretrain", step=8) is None
+    store.child("pretrain").put("step-00000010.safetensors", b"torn")
+    assert folder.of_step("pretrain", step=10) is None

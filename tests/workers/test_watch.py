@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import resource
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from capfilt.meter import Peak
 from capfilt.workers.watch import Watcher, WatchOptions
 from capfilt_blip.evaluate.heldout import CaptionSample, HeldOut
 from capfilt_blip.tasks.recall import Recalls
+from capfilt_blip.train.errors import TrainingError
 from capfilt_blip.train.settings import StepMetrics
 
 OPTIONS = WatchOptions(phase="pretrain", num_steps=100, log_every=4)
@@ -119,19 +119,31 @@ def test_held_out_measures_are_noted_at_the_last_step(
         "held_out/itm_image_r1": 0.25, "held_out/itm_image_r5": 0.6, "held_out/itm_image_r10": 0.75,
         "held_out/captions": ["'a star' where a person wrote 'a red star'"],
     }  # fmt: skip
-    assert "held out: R@1/5/10 by ITM of texts 50.0/70.0/80.0 %" in caplog.text
+    assert "held out: ITM recall at 1/5/10 of texts 50.0/70.0/80.0 %" in caplog.text
     assert "  'a star' where a person wrote 'a red star'" in caplog.text
 
 
-def test_a_training_that_diverges_is_said_in_log_and_journal(
+def test_what_looks_wrong_is_said_in_log_and_journals(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    with Watcher(tmp_path, OPTIONS) as watcher:
+    pytest.importorskip("tensorboardX")
+    with Watcher(tmp_path, replace(OPTIONS, tensorboard=True)) as watcher:
         watcher.step(metrics(0))
-        watcher.step(metrics(1, loss=math.nan))
+        watcher.step(metrics(1))
+        watcher.warn("ITM is stuck")
     [warning] = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert warning.getMessage().startswith("pretrain step 1: the loss is nan")
-    assert rows_in(tmp_path)[-1]["warning"] == [warning.getMessage().removeprefix("pretrain ")]
+    assert warning.getMessage() == "pretrain step   2/100: ITM is stuck"
+    row = rows_in(tmp_path)[-1]
+    assert (row["step"], row["warning"]) == (1, ["ITM is stuck"])
+    [path] = (tmp_path / "pretrain").glob("events.out.tfevents.*")
+    assert b"ITM is stuck" in path.read_bytes()
+
+
+def test_the_journal_says_why_a_training_could_not_go_on(tmp_path: Path):
+    with pytest.raises(TrainingError), Watcher(tmp_path, OPTIONS) as watcher:
+        watcher.step(metrics(0))
+        raise TrainingError("step 1: lm_loss is nan")
+    assert rows_in(tmp_path)[-1]["warning"] == ["step 1: lm_loss is nan"]
 
 
 def test_the_event_file_has_the_journals_numbers(tmp_path: Path):

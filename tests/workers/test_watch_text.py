@@ -4,6 +4,7 @@ import pytest
 
 from capfilt.workers.watch_text import (
     held_out_lines,
+    place_text,
     rate_text,
     sample_line,
     short_power,
@@ -21,7 +22,7 @@ ALL = {
 
 
 def test_a_line_has_everything_that_is_measured():
-    assert step_line("pretrain", 1199, num_steps=10_000, values=ALL) == (
+    assert step_line(place_text("pretrain", 1199, num_steps=10_000), values=ALL) == (
         "pretrain step  1,200/10,000  loss  5.120 (itc 2.310 itm 0.410 lm 2.400)  itm right  93%  "
         "lr 2.9e-4  T 0.061  grad  1.90  812 pairs/s  MFU 34.1%  eta 2 h 10 min"
     )
@@ -29,13 +30,13 @@ def test_a_line_has_everything_that_is_measured():
 
 def test_what_is_not_measured_is_left_out():
     values = {"loss": 2.4, "lm_loss": 2.4, "learning_rate": 1e-5, "grad_norm": 0.5}
-    assert step_line("captioner", 0, num_steps=None, values=values) == (
+    assert step_line(place_text("captioner", 0, num_steps=None), values=values) == (
         "captioner step 1  loss  2.400  lr 1.0e-5  grad  0.50"
     )
 
 
 def test_lines_of_one_training_stand_below_each_other():
-    lines = [step_line("p", step, num_steps=10_000, values=ALL | {"loss": loss})
+    lines = [step_line(place_text("p", step, num_steps=10_000), values=ALL | {"loss": loss})
              for step, loss in ((0, 14.1), (10, 9.5), (9_990, 2.0))]  # fmt: skip
     assert len({line.index("lr") for line in lines}) == 1
 
@@ -53,8 +54,8 @@ def test_numbers_are_short():
     assert [short_power(value) for value in (3e-4, 0.0, 1e-10, 0.05)] == [
         "3.0e-4", "0.0e0", "1.0e-10", "5.0e-2",
     ]  # fmt: skip
-    assert [rate_text(rate) for rate in (3.254, 99.9, 812.4, 12_345)] == [
-        "3.25", "99.9", "812", "12,345",
+    assert [rate_text(rate) for rate in (2, 3.254, 99.9, 812.4, 12_345)] == [
+        "2.00", "3.25", "99.9", "812", "12,345",
     ]  # fmt: skip
 
 
@@ -65,12 +66,16 @@ def test_held_out_measures_come_with_captions():
         cider_d=0.8437,
         captions=tuple(CaptionSample(text=f"{i}", references=("a star",)) for i in range(6)),
     )
-    first, *samples = held_out_lines("pretrain", 2000, found=found)
-    assert first == (
-        "pretrain step 2,000, held out: R@1/5/10 by ITM of texts 50.0/70.0/80.0 %, of images "
-        "45.0/60.0/75.0 %; R@1/5/10 by ITC of texts 40.0/70.0/80.0 %, of images 30.0/60.0/75.0 %; "
-        "CIDEr-D 0.844"
+    place = place_text("pretrain", 1999, num_steps=9000)
+    by_itm, by_itc, cider, *samples = held_out_lines(place, found=found)
+    assert by_itm == (
+        "pretrain step 2,000/9,000  held out: ITM recall at 1/5/10 of texts 50.0/70.0/80.0 %, "
+        "of images 45.0/60.0/75.0 %"
     )
+    assert by_itc.endswith(
+        "ITC recall at 1/5/10 of texts 40.0/70.0/80.0 %, of images 30.0/60.0/75.0 %"
+    )
+    assert cider == "pretrain step 2,000/9,000  held out: CIDEr-D 0.844"
     assert samples == [f"  '{i}' where a person wrote 'a star'" for i in range(4)]
 
 

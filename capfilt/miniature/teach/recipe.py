@@ -21,17 +21,13 @@ from capfilt.miniature.teach.lessons import Lessons, corpus, make_lessons
 from capfilt.miniature.teach.sight import SIDE_PX, new_blip, teach_sight
 from capfilt.miniature.teach.vectors import teach_vectors
 from capfilt_blip.blip import BlipMatcher
-from capfilt_blip.checkpoint import load_blip, save_blip, save_captioner, save_matcher
+from capfilt_blip.checkpoint import load_blip, save_model
 from capfilt_blip.tokenizer import Tokenizer
+from capfilt_blip.train.captioner import captioner_finetuning
 from capfilt_blip.train.contrast import ContrastSettings
-from capfilt_blip.train.loop import (
-    CaptionerSettings,
-    MatcherSettings,
-    StepMetrics,
-    finetune_captioner,
-    finetune_matcher,
-)
 from capfilt_blip.train.optimizer import CosineSchedule, OptimizerSettings
+from capfilt_blip.train.pretraining import matcher_finetuning
+from capfilt_blip.train.settings import CaptionerSettings, MatcherSettings, StepMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +112,9 @@ def _pretrain(lessons: Lessons, out_dir: Path, *, seed: int, plan: Plan) -> None
         )
         batches = true_batches(lessons, num_batches=num_steps, style=style, rng=rng)
         captioner = model.captioning()
-        metrics = finetune_captioner(captioner, batches, tokenizer=tokenizer, settings=settings)
-        _log(metrics, what=f"captioning, {style}")
-    save_blip(out_dir / "blip", model=model, tokenizer=tokenizer)
+        engine = captioner_finetuning(captioner, tokenizer=tokenizer, settings=settings)
+        _log(engine.run(batches), what=f"captioning, {style}")
+    save_model(out_dir / "blip", model=model, tokenizer=tokenizer)
 
 
 def _teach_captioner(lessons: Lessons, out_dir: Path, seed: int, plan: Plan) -> None:
@@ -140,9 +136,9 @@ def _teach_captioner(lessons: Lessons, out_dir: Path, seed: int, plan: Plan) -> 
         style=Style(full_share=0.0, max_words=_MAX_CAPTION_WORDS),
         rng=random.Random(f"captioner/{seed}"),
     )
-    metrics = finetune_captioner(captioner, batches, tokenizer=tokenizer, settings=settings)
-    _log(metrics, what="captioner")
-    save_captioner(out_dir / "captioner", model=captioner, tokenizer=tokenizer, dtype=torch.float16)
+    engine = captioner_finetuning(captioner, tokenizer=tokenizer, settings=settings)
+    _log(engine.run(batches), what="captioner")
+    save_model(out_dir / "captioner", model=captioner, tokenizer=tokenizer, dtype=torch.float16)
 
 
 def _teach_filter(lessons: Lessons, out_dir: Path, seed: int, plan: Plan) -> None:
@@ -170,11 +166,11 @@ def _teach_filter(lessons: Lessons, out_dir: Path, seed: int, plan: Plan) -> Non
             seed=seed,
         )
         batches = filter_batches(lessons, num_batches=num_steps, style=style, rng=rng)
-        metrics = finetune_matcher(matcher, batches, tokenizer=tokenizer, settings=settings)
-        _log(metrics, what=f"filter, {style}")
+        engine = matcher_finetuning(matcher, tokenizer=tokenizer, settings=settings)
+        _log(engine.run(batches), what=f"filter, {style}")
     teach_vectors(matcher, lessons, tokenizer=tokenizer, num_steps=plan.num_vector_steps, rng=rng)
     _correct_prior(matcher)
-    save_matcher(out_dir / "filter", model=matcher, tokenizer=tokenizer, dtype=torch.float16)
+    save_model(out_dir / "filter", model=matcher, tokenizer=tokenizer, dtype=torch.float16)
 
 
 def _correct_prior(matcher: BlipMatcher) -> None:

@@ -1,1 +1,1 @@
-"""Training of BLIP in one process: pre-training, and finetuning of captioner and matcher."""
+"""Training of BLIP, in one process or many: pre-training, and finetuning for each task."""

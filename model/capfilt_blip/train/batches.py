@@ -1,4 +1,4 @@
-"""What the training loops read: images with their texts, and what is known about them.
+"""What trainings read: batches of rows, and above all images with their texts.
 
 B batch, S image side in pixels, L text tokens.
 """
@@ -9,9 +9,42 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+
+class Batch(Protocol):
+    """Rows of one step, in an order."""
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        ...
+
+    def rows(self, chosen: slice) -> Self:
+        """Give some of them."""
+        ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
+def split(batch: B, num_parts: int) -> list[B]:
+    """Cut a batch into parts, in order, whose sizes differ by one at most.
+
+    Raises:
+        ValueError: there are fewer rows than parts.
+    """
+    if num_parts == 1:
+        return [batch]
+    if len(batch) < num_parts:
+        raise ValueError(
+            f"a batch of {len(batch)} cannot be cut into {num_parts} parts; lower "
+            "accumulation_steps, or give each process more"
+        )
+    edges = [len(batch) * part // num_parts for part in range(num_parts + 1)]
+    return [batch.rows(slice(*ends)) for ends in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,29 +74,18 @@ class TextImageBatch:
             lengths = ", ".join(f"{len(row)}" for row in rows)
             raise ValueError(f"{len(self.images)} images came with {lengths} texts and names")
 
-    def split(self, num_parts: int) -> list[TextImageBatch]:
-        """Cut into parts, in order, whose sizes differ by one at most.
+    def __len__(self) -> int:
+        return len(self.images)
 
-        What is known of pairs is lost where its image and its text come into different parts, and
-        so do not meet.
-
-        Raises:
-            ValueError: there are fewer images than parts.
-        """
-        if num_parts == 1:
-            return [self]
-        if len(self.images) < num_parts:
-            raise ValueError(f"{len(self.images)} images cannot be cut into {num_parts} parts")
-        edges = [len(self.images) * part // num_parts for part in range(num_parts + 1)]
-        return [self._rows(slice(*rows)) for rows in itertools.pairwise(edges)]
-
-    def _rows(self, rows: slice) -> TextImageBatch:
+    def rows(self, chosen: slice) -> TextImageBatch:
+        """Give some rows; what is known of pairs is lost where image or text are not among them."""
+        known = self.known_matches
         return TextImageBatch(
-            images=self.images[rows],
-            texts=self.texts[rows],
-            image_ids=None if self.image_ids is None else self.image_ids[rows],
-            known_matches=None if self.known_matches is None else self.known_matches[rows, rows],
-            distractors=[row[rows] for row in self.distractors],
+            images=self.images[chosen],
+            texts=self.texts[chosen],
+            image_ids=None if self.image_ids is None else self.image_ids[chosen],
+            known_matches=None if known is None else known[chosen, chosen],
+            distractors=[row[chosen] for row in self.distractors],
         )
 
 

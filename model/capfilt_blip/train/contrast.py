@@ -86,19 +86,29 @@ class Contrast:
             size = settings.queue_size
         self._queue = VectorQueue(size=size, width=matcher.config.shared_width)
         self._queue.to(temperature.device)
+        # Slow vectors of this step's parts. They wait: a step that fails must leave no trace.
+        self._seen: list[tuple[Pairs, Tensor, Tensor]] = []
 
     def begin(self, *, step: int) -> None:
         """Do what is done once per step, before its losses."""
+        self._seen.clear()
         losses.clamp_temperature(self._temperature)
         if self._average is not None:
-            self._average.update()
             ramp = min(1.0, step / max(1, self._settings.num_ramp_steps))
             self._soft_weight = ramp * self._settings.soft_weight
+
+    def end(self) -> None:
+        """Let the queue see the step's pairs, and the slow encoders follow the new weights."""
+        for seen in self._seen:
+            self._push(*seen)
+        self._seen.clear()
+        if self._average is not None:
+            self._average.update()
 
     def loss(
         self, pairs: Pairs, *, cls_id: int, pixels: Tensor, image_embeds: Tensor, num_rows: Tensor
     ) -> Contrasted:
-        """Contrast images and texts, let the queue see them, and draw hard negatives.
+        """Contrast images and texts, keep them for the queue, and draw hard negatives.
 
         Args:
             pairs: the texts, and what is known of them.
@@ -150,39 +160,44 @@ class Contrast:
         num_rows: Tensor,
     ) -> Contrasted:
         """Do what `loss` does with image vectors and text vectors, each (B, E)."""
-        queue, near = self._queue, list(slow)
-        if pairs.is_global:
-            near = [self._world.gather_with_gradient(x, counts=pairs.counts) for x in slow]
+        if self._queue.size:
+            self._seen.append((pairs, *slow))
+        images, texts = self._candidates(pairs, slow)
+        past = self._known_past(pairs)
         to_text, to_text_loss = self._side(
             fast[0],
             slow[0],
-            candidates=torch.cat([near[1], queue.text_vectors]),
+            candidates=texts,
             known=pairs.known_to_text,
-            known_past=losses.cross_pairs(pairs.image_ids, queue.image_ids),
+            past=past,
             num_rows=num_rows,
         )
         to_image, to_image_loss = self._side(
             fast[1],
             slow[1],
-            candidates=torch.cat([near[0], queue.image_vectors]),
+            candidates=images,
             known=pairs.known_to_image,
-            known_past=losses.cross_pairs(pairs.text_ids, queue.text_ids),
+            past=past,
             num_rows=num_rows,
         )
-        if queue.size:
-            self._push(pairs, *slow)
-        wrong_text, has_wrong_text = losses.hard_negatives(
-            to_text, pairs.known_to_text, draws=pairs.draws[0]
-        )
-        wrong_image, has_wrong_image = losses.hard_negatives(
-            to_image, pairs.known_to_image, draws=pairs.draws[1]
-        )
-        return Contrasted(
-            loss=(to_text_loss + to_image_loss) / 2,
-            wrong_text=wrong_text,
-            has_wrong_text=has_wrong_text,
-            wrong_image=wrong_image,
-            has_wrong_image=has_wrong_image,
+        loss = (to_text_loss + to_image_loss) / 2
+        return _with_hard_negatives(pairs, loss=loss, to_text=to_text, to_image=to_image)
+
+    def _candidates(self, pairs: Pairs, slow: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Put the queue behind the batch: images and texts, each (N + Q, E)."""
+        near = list(slow)
+        if pairs.is_global:
+            near = [self._world.gather_with_gradient(x, counts=pairs.counts) for x in slow]
+        past = (self._queue.image_vectors, self._queue.text_vectors)
+        return [torch.cat(vectors) for vectors in zip(near, past, strict=True)]
+
+    def _known_past(self, pairs: Pairs) -> Tensor:
+        """Find what is true of the queue's texts and images alike, by the batch's rule: (B, Q)."""
+        return losses.known_pairs(
+            pairs.image_ids,
+            pairs.text_ids,
+            all_image_ids=self._queue.image_ids,
+            all_text_ids=self._queue.text_ids,
         )
 
     def _side(
@@ -192,13 +207,13 @@ class Contrast:
         *,
         candidates: Tensor,
         known: Tensor,
-        known_past: Tensor,
+        past: Tensor,
         num_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Contrast one side: (B, N) similarities without the queue, and the loss."""
         similarity = vectors @ candidates.T / self._temperature  # (B, N + Q)
         beliefs = (slow_vectors @ candidates.T / self._temperature).detach()
-        positives = torch.cat([known, known_past], dim=1)
+        positives = torch.cat([known, past], dim=1)
         targets = losses.itc_targets(beliefs, positives, soft_weight=self._soft_weight)
         loss = losses.itc_loss(similarity, targets, num_rows=num_rows)
         return similarity[:, : known.shape[1]], loss
@@ -210,6 +225,25 @@ class Contrast:
             image_ids=pairs.all_image_ids,
             text_ids=pairs.all_text_ids,
         )
+
+
+def _with_hard_negatives(
+    pairs: Pairs, *, loss: Tensor, to_text: Tensor, to_image: Tensor
+) -> Contrasted:
+    """Draw a wrong text for each image and a wrong image for each text, by (B, N) similarities."""
+    wrong_text, has_wrong_text = losses.hard_negatives(
+        to_text, pairs.known_to_text, draws=pairs.draws[0]
+    )
+    wrong_image, has_wrong_image = losses.hard_negatives(
+        to_image, pairs.known_to_image, draws=pairs.draws[1]
+    )
+    return Contrasted(
+        loss=loss,
+        wrong_text=wrong_text,
+        has_wrong_text=has_wrong_text,
+        wrong_image=wrong_image,
+        has_wrong_image=has_wrong_image,
+    )
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:

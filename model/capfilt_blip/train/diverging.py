@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from dataclasses import dataclass, field
+from statistics import fmean
 
 FACTOR = 1.5
 """Times its least mean is what a diverged loss exceeds. One that has forgotten all is at the
@@ -23,66 +24,68 @@ TRY = "try a lower or a longer warmed-up learning rate, or clip gradients lower"
 LOST = f"the weights are lost or soon will be; {TRY}, or compute in float32"
 
 
+@dataclass(slots=True, kw_only=True)
+class Climb:
+    """How far a mean has climbed above the least it was; the first step is a mean of its own."""
+
+    losses: list[float] = field(default_factory=list)  # of the last steps
+    least: float = math.inf  # that the mean was
+    num_steps: int = 0  # in a row that it was too far up
+
+    def saw(self, loss: float) -> None:
+        """Take note of a step's loss, in nats."""
+        self.losses.append(loss)
+        del self.losses[:-WINDOW]
+        mean = fmean(self.losses)
+        self.least = min(self.least, mean)
+        is_up = mean > max(FACTOR * self.least, self.least + MARGIN)
+        self.num_steps = self.num_steps + 1 if is_up else 0
+
+    def told_of(self, name: str) -> str:
+        """Say how far the loss of that name has climbed."""
+        return (
+            f"the training diverges: over {len(self.losses)} steps the {name} is "
+            f"{fmean(self.losses):.2f} on average, and it was {self.least:.2f} before; {TRY}"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
 class DivergenceWatch:
     """Says once that a training diverges, and again only after it has recovered.
 
     ITC's loss rises by itself while its queue fills and its targets become softer. So the other
     losses are watched from the first step on, and all of them together when that is over.
-
-    Args:
-        num_settling_steps: in which ITC's loss may rise.
     """
 
-    def __init__(self, *, num_settling_steps: int = 0) -> None:
-        self._settling = num_settling_steps
-        self._others, self._all = _Climb(), _Climb()
-        self._said = set[str]()
+    num_settling_steps: int = 0
+    """Steps to come in which ITC's loss may rise."""
+    others: Climb = field(default_factory=Climb)
+    """Of the losses without ITC."""
+    all: Climb = field(default_factory=Climb)
+    said: list[str] = field(default_factory=list)
 
-    def saw(self, loss: float, *, itc_loss: float | None = None, step: int) -> str | None:
+    def saw(self, loss: float, *, itc_loss: float | None = None) -> str | None:
         """Take note of a step; say in one line what is wrong, if it is new.
 
         Args:
             loss: of the step, the sum of its parts, in nats.
             itc_loss: that part of it, if there is one.
-            step: for the line.
         """
         if not math.isfinite(loss):
-            return self._once("lost", f"step {step:,}: the loss is {loss}: {LOST}")
-        self._others.saw(loss - (itc_loss or 0.0))
-        self._settling -= 1
-        if self._settling < 0:
-            self._all.saw(loss)
-        for name, climb in (("loss without ITC", self._others), ("loss", self._all)):
+            return self._once("lost", f"the loss is {loss}: {LOST}")
+        self.others.saw(loss - (itc_loss or 0.0))
+        self.num_settling_steps -= 1
+        if self.num_settling_steps < 0:
+            self.all.saw(loss)
+        for name, climb in (("loss without ITC", self.others), ("loss", self.all)):
             if climb.num_steps >= PATIENCE:
-                return self._once("diverging", f"step {step:,}: {climb.told_of(name)}")
-        if self._others.num_steps == self._all.num_steps == 0:
-            self._said.discard("diverging")
+                return self._once("diverging", climb.told_of(name))
+        if self.others.num_steps == self.all.num_steps == 0 and "diverging" in self.said:
+            self.said.remove("diverging")
         return None
 
     def _once(self, what: str, line: str) -> str | None:
-        if what in self._said:
+        if what in self.said:
             return None
-        self._said.add(what)
+        self.said.append(what)
         return line
-
-
-class _Climb:
-    """How far a mean has climbed above the least it was; the first step is a mean of its own."""
-
-    def __init__(self) -> None:
-        self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._mean = self._least = math.inf
-        self.num_steps = 0  # in a row that it was too far up
-
-    def saw(self, loss: float) -> None:
-        self._losses.append(loss)
-        self._mean = sum(self._losses) / len(self._losses)
-        self._least = min(self._least, self._mean)
-        is_up = self._mean > max(FACTOR * self._least, self._least + MARGIN)
-        self.num_steps = self.num_steps + 1 if is_up else 0
-
-    def told_of(self, name: str) -> str:
-        return (
-            f"the training diverges: over {len(self._losses)} steps the {name} is {self._mean:.2f} "
-            f"on average, and it was {self._least:.2f} before; {TRY}"
-        )

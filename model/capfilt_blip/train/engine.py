@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Generic, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +18,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capfilt_blip.files.weights import some_of
 from capfilt_blip.recompute import recompute_activations
-from capfilt_blip.train.batches import TextImageBatch
+from capfilt_blip.train.batches import TextImageBatch, split
 from capfilt_blip.train.draws import key_of, keyed_dropout
 from capfilt_blip.train.errors import StateError, TrainingError
-from capfilt_blip.train.objectives import Divisors, Losses, Objective, Prepared
+from capfilt_blip.train.objective import B, Losses, M, Objective, Part
 from capfilt_blip.train.optimizer import Optimizer, OptimizerSettings
 from capfilt_blip.train.settings import EngineSettings, StepMetrics
-from capfilt_blip.train.stuck import StuckWatch
 from capfilt_blip.train.world import World
+from capfilt_blip.vision import VisionTransformer
 
-_NAMES = ("lm_loss", "itc_loss", "itm_loss", "itm_accuracy")
 
+class Engine(Generic[B, M]):
+    """A training that is under way: taken step by step, saved, and gone on with elsewhere.
 
-class Engine:
-    """Takes the steps of a training.
+    With many processes each has an engine of its own and calls it with its share of every batch.
+    Everything drawn in a step is keyed by seed, step and process, so an engine that goes on from a
+    state does what the first would have done: to the last bit on the same machine and number of
+    threads, and up to dropout on another number of processes.
 
     Args:
         model: changed in place.
@@ -44,7 +48,7 @@ class Engine:
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective,
+        objective: Objective[B, M],
         *,
         optimizer: OptimizerSettings,
         settings: EngineSettings,
@@ -61,49 +65,70 @@ class Engine:
             self._learnt["temperature"] = objective.temperature
         self._device = next(model.parameters()).device
         self._optimizer = Optimizer(self._learnt.values(), optimizer)
-        self._watch = StuckWatch()
         self._num_steps = 0
         self._num_samples = 0
         if settings.recomputed_layers:
             recompute_activations(model, num_layers=settings.recomputed_layers)
         if settings.compile:
-            for vision in objective.vision_encoders():
-                vision.compile()
-        self._forward: nn.Module = _Forward(self._learnt, objective, autocast=settings.autocast)
+            for module in (*model.modules(), *objective.vision_encoders()):
+                if isinstance(module, VisionTransformer):
+                    module.compile()
+        self._forward: nn.Module = _Forward(self._learnt, autocast=settings.autocast)
         if world.size > 1:
             # It sends gradients while the backward pass is still computing others.
             self._forward = DistributedDataParallel(self._forward)
 
-    def step(self, batch: TextImageBatch) -> StepMetrics:
+    def run(self, batches: Iterable[B]) -> Iterator[M]:
+        """Take a step for each batch, and leave the model in eval mode.
+
+        Yields:
+            One row of metrics per batch, after its step.
+        """
+        for batch in batches:
+            yield self.step(batch)
+        self._model.eval()
+
+    def step(self, batch: B) -> M:
         """Take one step on this process's share of a batch.
 
         Raises:
-            TrainingError: a loss or the gradient is not finite; nothing learnt has changed.
+            TrainingError: a loss or the gradient is not finite. Weights, slow weights, queue and
+                counters are those before the step; the temperature is clamped.
+            ValueError: the batch has fewer rows than it is to be cut into parts.
         """
         step = self._num_steps
         self._model.train()
         self._optimizer.forget_gradient()
         parts = self._objective.prepare(
-            batch.split(self._settings.accumulation_steps), step=step, num_samples=self._num_samples
+            split(batch, self._settings.accumulation_steps),
+            step=step,
+            num_samples=self._num_samples,
         )
-        divisors = Divisors.of(parts, world=self._world)
+        own = torch.stack([part.counts for part in parts]).sum(dim=0)
+        counts = self._world.summed(own.to(self._device))
         self._objective.begin(step=step)
         key = key_of("dropout", self._seed, step, self._world.rank)
         with keyed_dropout(key, device=self._device):
-            found = [self._backward(part, divisors, is_last=part is parts[-1]) for part in parts]
-        numbers = self._numbers(found, divisors)
+            found = [self._backward(part, counts, is_last=part is parts[-1]) for part in parts]
+        numbers = self._numbers(found, num_rows=counts[0])
         self._refuse_infinite(numbers)
         learning_rate = self._optimizer.apply_gradient(step=step)
+        self._objective.end()
         self._num_steps += 1
         self._num_samples += round(numbers.pop("num_samples"))
-        metrics = _metrics(
-            numbers, step=step, num_samples=self._num_samples, learning_rate=learning_rate
+        return self._objective.metrics(
+            step=step, num_samples=self._num_samples, learning_rate=learning_rate, **numbers
         )
-        self._look_out(metrics, num_negatives=2 + len(batch.distractors))
-        return metrics
 
     def state(self) -> dict[str, Tensor]:
-        """Copy all that the next step depends on, as `Session.state` says."""
+        """Copy all that the next step depends on, but the settings and the batch.
+
+        The same in every process: learnt weights, AdamW's means, slow weights, queue, counters.
+
+        Returns:
+            Contiguous CPU tensors that share no memory, by name: "model.*", "adamw.*", "slow.*",
+            "queue.*", "temperature", "steps", "samples".
+        """
         counters = {
             "steps": torch.tensor(self._num_steps),
             "samples": torch.tensor(self._num_samples),
@@ -114,7 +139,11 @@ class Engine:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state, as `Session.load_state` says."""
+        """Go on from a state; each process loads it.
+
+        Raises:
+            StateError: names, types or shapes are not those of this training; nothing is changed.
+        """
         _refuse_other(state, self.state())
         with torch.no_grad():
             for name, weight in self._learnt.items():
@@ -132,32 +161,26 @@ class Engine:
             **self._objective.tensors(),
         }
 
-    def _backward(self, part: Prepared, divisors: Divisors, *, is_last: bool) -> Losses:
+    def _backward(self, part: Part, counts: Tensor, *, is_last: bool) -> Losses:
         """Add the gradient of a part; only with the last one do processes exchange theirs."""
         waits: AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(self._forward, DistributedDataParallel) and not is_last:
             waits = self._forward.no_sync()
         with waits:
-            found: Losses = self._forward(part, divisors)
+            found: Losses = self._forward(part, counts)
             # DistributedDataParallel gives the mean over the processes; shares must be summed.
-            (found.total() * self._world.size).backward()  # type: ignore[no-untyped-call]
+            (found.total * self._world.size).backward()  # type: ignore[no-untyped-call]
         return found
 
-    def _numbers(self, found: Sequence[Losses], divisors: Divisors) -> dict[str, float]:
+    def _numbers(self, found: Sequence[Losses], *, num_rows: Tensor) -> dict[str, float]:
         """Fetch all numbers of the step, over all processes: its only wait for the device."""
-        names = [
-            name for name in _NAMES if getattr(found[0], name.removesuffix("_loss")) is not None
-        ]
-        shares = [
-            torch.stack(
-                [getattr(part, name.removesuffix("_loss")).detach() for part in found]
-            ).sum()
-            for name in names
-        ]
-        others = {"grad_norm": self._optimizer.clip_gradient(), "num_samples": divisors.num_rows}
+        shares = [{**part.told, "loss": part.total} for part in found]
+        names = list(shares[0])
+        own = [torch.stack([share[name].detach() for share in shares]).sum() for name in names]
+        others = {"grad_norm": self._optimizer.clip_gradient(), "num_samples": num_rows}
         if self._objective.temperature is not None:
             others["temperature"] = self._objective.temperature.detach()
-        sums = self._world.summed(torch.stack(shares))
+        sums = self._world.summed(torch.stack(own))
         rest = torch.stack([number.to(sums.dtype) for number in others.values()])
         numbers: list[float] = torch.cat([sums, rest]).tolist()
         return dict(zip([*names, *others], numbers, strict=True))
@@ -172,40 +195,23 @@ class Engine:
                     "state, with a lower learning rate or a max_grad_norm"
                 )
 
-    def _look_out(self, metrics: StepMetrics, *, num_negatives: int) -> None:
-        if metrics.itm_loss is not None and self._world.rank == 0:
-            self._watch.saw(metrics.itm_loss, step=metrics.step, num_negatives=num_negatives)
+
+TextImageEngine: TypeAlias = Engine[TextImageBatch, StepMetrics]
+"""Of pre-training, and of the captioner's and the matcher's finetuning."""
 
 
 class _Forward(nn.Module):
     """What learns, and as its forward pass the losses: the form that torch's wrapper wants."""
 
-    def __init__(
-        self, learnt: Mapping[str, nn.Parameter], objective: Objective, *, autocast: str
-    ) -> None:
+    def __init__(self, learnt: Mapping[str, nn.Parameter], *, autocast: str) -> None:
         super().__init__()
         self.learnt = nn.ParameterList(learnt.values())
-        self._objective = objective
         self._autocast = autocast == "bfloat16"
 
-    def forward(self, part: Prepared, divisors: Divisors) -> Losses:
+    def forward(self, part: Part, counts: Tensor) -> Losses:
         """Compute a part's share of the losses."""
-        device = divisors.num_rows.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._autocast):
-            return self._objective.losses(part, divisors)
-
-
-def _metrics(
-    numbers: Mapping[str, float], *, step: int, num_samples: int, learning_rate: float
-) -> StepMetrics:
-    losses = [number for name, number in numbers.items() if name.endswith("_loss")]
-    return StepMetrics(
-        step=step,
-        num_samples=num_samples,
-        learning_rate=learning_rate,
-        loss=sum(losses),
-        **numbers,
-    )
+        with torch.autocast(counts.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            return part.losses(counts)
 
 
 def _refuse_other(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -7,14 +7,17 @@ weight decay of 0.02, half a cosine down to 0, 120 epochs in batches of 128, ima
     settings = GroundingSettings(
         optimizer=OptimizerSettings(learning_rate=schedule, weight_decay=0.02)
     )
+    for metrics in grounding_finetuning(model, tokenizer=tokenizer, settings=settings).run(batches):
+        ...
 
 Letters: B batch, S image side in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,8 +34,13 @@ from capfilt_blip.boxes import (
     to_corners,
 )
 from capfilt_blip.grounding import BlipGrounding
+from capfilt_blip.text import TextLayer
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.train.optimizer import Optimizer, OptimizerSettings
+from capfilt_blip.train.engine import Engine
+from capfilt_blip.train.objective import Losses, PlainObjective, row_means
+from capfilt_blip.train.optimizer import OptimizerSettings
+from capfilt_blip.train.settings import PLAIN, EngineSettings
+from capfilt_blip.train.world import ALONE, World
 from capfilt_blip.transforms import normalise
 
 
@@ -61,6 +69,15 @@ class GroundingBatch:
                     f"a box is {box}; x_min, y_min, x_max, y_max must be fractions of the image's "
                     "sides, in [0, 1], each minimum below its maximum"
                 )
+
+    def __len__(self) -> int:
+        return len(self.phrases)
+
+    def rows(self, chosen: slice) -> GroundingBatch:
+        """Give some phrases with their images and boxes."""
+        return GroundingBatch(
+            images=self.images[chosen], phrases=self.phrases[chosen], boxes=self.boxes[chosen]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,61 +109,52 @@ class GroundingMetrics:
     mean_iou: float  # of the likeliest bins, each given the true ones before it
 
 
-def finetune_grounding(
+def grounding_finetuning(
     model: BlipGrounding,
-    batches: Iterable[GroundingBatch],
     *,
     tokenizer: Tokenizer,
     settings: GroundingSettings,
-) -> Iterator[GroundingMetrics]:
+    engine: EngineSettings = PLAIN,
+    world: World = ALONE,
+) -> Engine[GroundingBatch, GroundingMetrics]:
     """Teach a model to write the box of a phrase.
 
-    One step per batch; everything drawn here comes from `settings.seed`, so the same batches on the
-    same machine give the same weights.
-
     Args:
-        model: changed in place, and left in eval mode.
-        batches: one step each; training ends when they end.
+        model: changed in place.
         tokenizer: the model's, with the tokens of boxes.
-        settings: see `GroundingSettings`.
-
-    Yields:
-        One row of metrics per batch, after its step.
+        settings: what is learnt.
+        engine: how it is computed.
+        world: the processes that share each batch.
 
     Raises:
         ValueError: the vocabulary cannot write boxes.
     """
     tokens = BoxTokens.of(tokenizer)
-    model.train()
-    torch.manual_seed(settings.seed)  # dropout draws from torch's global generator
-    optimizer = Optimizer(model.parameters(), settings.optimizer)
-    num_samples = 0
-    for step, batch in enumerate(batches):
-        encoded = tokenizer.encode(batch.phrases, first="cls", max_tokens=settings.max_tokens)
-        device = model.lm_head.bias.device
-        images = model.see(normalise(batch.images.to(device)))
-        memory = model.read_phrases(encoded.ids.to(device), encoded.mask.to(device), images)
-        boxes = batch.boxes.to(device).float()
-        found = grounding_loss(
-            model.bin_logits(to_bins(boxes), memory, tokens=tokens),
-            boxes,
-            l1_weight=settings.l1_weight,
-            giou_weight=settings.giou_weight,
-        )
-        learning_rate, grad_norm = optimizer.step(found.total, step=step)
-        num_samples += len(boxes)
-        yield GroundingMetrics(
-            step=step,
-            num_samples=num_samples,
-            learning_rate=learning_rate,
-            grad_norm=grad_norm,
-            loss=float(found.total.detach()),
-            token_loss=float(found.token.detach()),
-            l1_loss=float(found.l1.detach()),
-            giou_loss=float(found.giou.detach()),
-            mean_iou=found.mean_iou,
-        )
-    model.eval()
+    _set_idle_aside(model)
+
+    def means(batch: GroundingBatch) -> Losses:
+        found = batch_loss(model, batch, tokenizer=tokenizer, tokens=tokens, settings=settings)
+        told = {"token_loss": found.token, "l1_loss": found.l1, "giou_loss": found.giou}
+        return Losses(total=found.total, told={**told, "mean_iou": found.mean_iou})
+
+    return Engine(
+        model,
+        PlainObjective(row_means(means), metrics=GroundingMetrics),
+        optimizer=settings.optimizer,
+        settings=engine,
+        world=world,
+        seed=settings.seed,
+    )
+
+
+def _set_idle_aside(model: BlipGrounding) -> None:
+    """Mark the weights that play no part: processes would wait for each other's gradients of them.
+
+    The phrase's encoder sees no image, and the next one reads what that encoder says, not words.
+    """
+    model.multimodal_encoder.embeddings.requires_grad_(False)
+    for layer in model.text_encoder.layers:
+        cast(TextLayer, layer).cross_attention.requires_grad_(False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +168,38 @@ class GroundingLoss:
     """Distance of the expected box from the true one, summed over centre and size."""
     giou: Tensor
     """1 - GIoU of the expected box and the true one, in [0, 2]."""
-    mean_iou: float
+    mean_iou: Tensor
+    """Of the likeliest boxes, without a gradient."""
+
+
+def batch_loss(
+    model: BlipGrounding,
+    batch: GroundingBatch,
+    *,
+    tokenizer: Tokenizer,
+    tokens: BoxTokens,
+    settings: GroundingSettings,
+) -> GroundingLoss:
+    """Have a model read the phrases of a batch in their images and predict their boxes.
+
+    Args:
+        model: in train or eval mode.
+        batch: B phrases.
+        tokenizer: the model's.
+        tokens: that it writes boxes with.
+        settings: the longest phrase, and the weights of the losses.
+    """
+    device = model.lm_head.bias.device
+    encoded = tokenizer.encode(batch.phrases, first="cls", max_tokens=settings.max_tokens)
+    images = model.see(normalise(batch.images.to(device)))
+    memory = model.read_phrases(encoded.ids.to(device), encoded.mask.to(device), images)
+    boxes = batch.boxes.to(device).float()
+    return grounding_loss(
+        model.bin_logits(to_bins(boxes), memory, tokens=tokens),
+        boxes,
+        l1_weight=settings.l1_weight,
+        giou_weight=settings.giou_weight,
+    )
 
 
 def grounding_loss(
@@ -183,7 +222,8 @@ def grounding_loss(
     bin_logits = bin_logits.float()
     token = F.cross_entropy(bin_logits.flatten(0, 1), to_bins(boxes).flatten())
     places = torch.linspace(0, 1, NUM_BINS, device=boxes.device)
-    expected = bin_logits.softmax(-1) @ places  # (B, 4)
+    # No matrix product: autocast would compute it in bfloat16, to a 256th of the image at best.
+    expected = (bin_logits.softmax(-1) * places).sum(-1)  # (B, 4)
     l1 = (expected - to_centres(boxes)).abs().sum(-1).mean()
     no_overlap = (1 - giou(to_corners(expected), boxes)).mean()
     likeliest = from_bins(bin_logits.argmax(-1))
@@ -192,5 +232,5 @@ def grounding_loss(
         token=token,
         l1=l1,
         giou=no_overlap,
-        mean_iou=float(iou(likeliest, boxes).mean()),
+        mean_iou=iou(likeliest, boxes).mean(),
     )

@@ -4,6 +4,8 @@ The paper's recipe (arXiv:2201.12086, sec. 5.4) is `recipes.NLVR`:
 
     model = BlipNlvr.from_blip(blip, image_size_px=NLVR.image_size_px, drop_path=NLVR.drop_path)
     settings = NlvrSettings(optimizer=NLVR.optimizer(num_samples=num_pairs))
+    for metrics in nlvr_finetuning(model, tokenizer=tokenizer, settings=settings).run(batches):
+        ...
 
 Every second pair should be shown the other way round: `with_pairs_swapped`.
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +28,11 @@ from capfilt_blip.task_losses import nlvr_loss
 from capfilt_blip.tasks.reasoner import MAX_SENTENCE_TOKENS
 from capfilt_blip.tasks.texts import clean_sentence
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.train.optimizer import Optimizer, OptimizerSettings
+from capfilt_blip.train.engine import Engine
+from capfilt_blip.train.objective import Losses, PlainObjective, row_means
+from capfilt_blip.train.optimizer import OptimizerSettings
+from capfilt_blip.train.settings import PLAIN, EngineSettings
+from capfilt_blip.train.world import ALONE, World
 from capfilt_blip.transforms import normalise
 
 
@@ -51,6 +57,18 @@ class NlvrBatch:
                 "must be as many".format(*numbers)
             )
 
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def rows(self, chosen: slice) -> NlvrBatch:
+        """Give some pairs with their sentences."""
+        return NlvrBatch(
+            left=self.left[chosen],
+            right=self.right[chosen],
+            sentences=self.sentences[chosen],
+            is_true=self.is_true[chosen],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NlvrSettings:
@@ -74,44 +92,36 @@ class NlvrMetrics:
     accuracy: float  # share of the batch that was judged rightly before the step
 
 
-def finetune_nlvr(
+def nlvr_finetuning(
     model: BlipNlvr,
-    batches: Iterable[NlvrBatch],
     *,
     tokenizer: Tokenizer,
     settings: NlvrSettings,
-) -> Iterator[NlvrMetrics]:
+    engine: EngineSettings = PLAIN,
+    world: World = ALONE,
+) -> Engine[NlvrBatch, NlvrMetrics]:
     """Teach a model to judge sentences about pairs of images.
 
-    One step per batch; everything drawn here comes from `settings.seed`, so the same batches on the
-    same machine give the same weights.
-
     Args:
-        model: changed in place, and left in eval mode.
-        batches: one step each; training ends when they end.
+        model: changed in place.
         tokenizer: the model's.
-        settings: see `NlvrSettings`.
-
-    Yields:
-        One row of metrics per batch, after its step.
+        settings: what is learnt.
+        engine: how it is computed.
+        world: the processes that share each batch.
     """
-    model.train()
-    torch.manual_seed(settings.seed)  # dropout draws from torch's global generator
-    optimizer = Optimizer(model.parameters(), settings.optimizer)
-    num_samples = 0
-    for step, batch in enumerate(batches):
+
+    def means(batch: NlvrBatch) -> Losses:
         found = batch_loss(model, batch, tokenizer=tokenizer, settings=settings)
-        learning_rate, grad_norm = optimizer.step(found.loss, step=step)
-        num_samples += len(batch.sentences)
-        yield NlvrMetrics(
-            step=step,
-            num_samples=num_samples,
-            learning_rate=learning_rate,
-            grad_norm=grad_norm,
-            loss=float(found.loss.detach()),
-            accuracy=float(found.accuracy),
-        )
-    model.eval()
+        return Losses(total=found.loss, told={"accuracy": found.accuracy})
+
+    return Engine(
+        model,
+        PlainObjective(row_means(means), metrics=NlvrMetrics),
+        optimizer=settings.optimizer,
+        settings=engine,
+        world=world,
+        seed=settings.seed,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

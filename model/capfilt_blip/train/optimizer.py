@@ -13,15 +13,27 @@ from torch import Tensor, nn
 Schedule: TypeAlias = Callable[[int], float]
 """Step number, from 0, to learning rate."""
 
+DECAY = 0.9
+"""Of the rate with each epoch, as in salesforce/BLIP, configs/pretrain.yaml; the paper says 0.85
+(arXiv:2201.12086, sec. 4.1)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CosineSchedule:
-    """Linear warm-up, then half a cosine down to the least rate."""
+    """Linear warm-up, then half a cosine down to the least rate.
+
+    Raises:
+        ValueError: the least rate is above the peak.
+    """
 
     peak: float
     num_steps: int
     num_warmup_steps: int = 0
-    least: float = 1e-6
+    least: float = 0.0
+    """0 as in BLIP's finetunings (arXiv:2201.12086, appendix A)."""
+
+    def __post_init__(self) -> None:
+        _refuse_rising(peak=self.peak, least=self.least)
 
     def __call__(self, step: int) -> float:
         """Give the learning rate of a step."""
@@ -34,19 +46,29 @@ class CosineSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecaySchedule:
-    """Linear warm-up, then a factor per epoch: what BLIP's released pre-training code does."""
+    """Linear warm-up within the first epoch, then nine tenths with each: salesforce/BLIP, utils.py.
 
-    peak: float = 3e-4
-    num_warmup_steps: int = 3000
-    steps_per_epoch: int = 1000
-    factor: float = 0.9
-    least: float = 1e-6
+    As there, the second epoch has nine tenths of the peak, however far the warm-up has come, and a
+    rate stays as it is for an epoch.
+
+    Raises:
+        ValueError: the least rate is above the peak.
+    """
+
+    peak: float
+    steps_per_epoch: int
+    num_warmup_steps: int = 0
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        _refuse_rising(peak=self.peak, least=self.least)
 
     def __call__(self, step: int) -> float:
         """Give the learning rate of a step."""
-        if step < self.num_warmup_steps:
+        epoch = step // self.steps_per_epoch
+        if epoch == 0 and step < self.num_warmup_steps:
             return _warmup(step, self.num_warmup_steps, peak=self.peak, least=self.least)
-        return max(self.least, self.peak * self.factor ** (step // self.steps_per_epoch))
+        return max(self.least, self.peak * DECAY**epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +170,13 @@ class Optimizer:
         }
         groups = self._adamw.state_dict()["param_groups"]
         self._adamw.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _refuse_rising(*, peak: float, least: float) -> None:
+    if least > peak:
+        raise ValueError(
+            f"the least learning rate is {least:g}, above the peak of {peak:g}; lower the least"
+        )
 
 
 def _warmup(step: int, num_steps: int, *, peak: float, least: float) -> float:

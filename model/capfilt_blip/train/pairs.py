@@ -145,29 +145,25 @@ class PairReader:
         shape = (-1, num_rows, texts.ids.shape[1])
         own = Texts(ids=texts.ids.view(shape), mask=texts.mask.view(shape))
         first_row = sum(counts[: self._world.rank])
-        image_ids = image_ids_of(part, first_sample=first_sample + first_row, device=device)
-        text_ids = ids_of(part.texts, device=device)
-        all_ids = [self._world.gather(ids, counts=counts) for ids in (image_ids, text_ids)]
-        known = losses.known_pairs(
-            image_ids,
-            text_ids,
-            all_image_ids=all_ids[0] if self._is_global else image_ids,
-            all_text_ids=all_ids[1] if self._is_global else text_ids,
-        )
-        first_column = first_row if self._is_global else 0
+        ids = [
+            image_ids_of(part, first_sample=first_sample + first_row, device=device),
+            ids_of(part.texts, device=device),
+        ]
+        all_ids = [self._world.gather(own_ids, counts=counts) for own_ids in ids]
+        near = all_ids if self._is_global else ids
+        known = losses.known_pairs(*ids, all_image_ids=near[0], all_text_ids=near[1])
+        told, first_column = part.known_matches, first_row if self._is_global else 0
         draws = uniform_draws(key, num_draws=sum(counts))
         return Pairs(
             own=own,
             candidates=self._candidates(own, counts=counts),
-            image_ids=image_ids,
-            text_ids=text_ids,
+            image_ids=ids[0],
+            text_ids=ids[1],
             all_image_ids=all_ids[0],
             all_text_ids=all_ids[1],
-            known_to_text=_also_known(known, part.known_matches, first_column=first_column),
+            known_to_text=_also_known(known, told, first_column=first_column),
             known_to_image=_also_known(
-                known,
-                None if part.known_matches is None else part.known_matches.T,
-                first_column=first_column,
+                known, None if told is None else told.T, first_column=first_column
             ),
             draws=draws[:, first_row : first_row + num_rows].to(device),
             counts=counts,

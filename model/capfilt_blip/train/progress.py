@@ -37,7 +37,7 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str,
 
     Args:
         path: replaced if it exists; its folder is made.
-        state: from `Session.state`.
+        state: from `Engine.state`.
         meta: what else belongs to it; "sha256" is taken.
     """
     target = Path(path)

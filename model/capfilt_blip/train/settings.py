@@ -55,13 +55,17 @@ class EngineSettings:
     """Type of the matrix products. Weights, losses and similarities stay float32."""
     accumulation_steps: int = 1
     """Parts that a batch is cut into, one after the other, to need less memory. The gradient is
-    that of the whole batch. But a part has only its own rows, and the queue, as candidates of ITC
-    and as hard negatives: with a contrast, fewer parts are better ones."""
+    that of the whole batch. But a part has only its own rows, and the queue of the steps before, as
+    candidates of ITC, and only its own rows as hard negatives: with a contrast, fewer parts are
+    better ones."""
     compile: bool = False
     """Whether the image encoders, two thirds of the work, go through torch.compile."""
     recomputed_layers: int = 0
     """Last layers of each stack that are computed again in the backward pass instead of kept; 0
     leaves the model as it is. See `recompute_activations`."""
+
+
+PLAIN = EngineSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,9 @@ With one match among three pairs, a head that ignores its input reaches the entr
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import deque
-
-logger = logging.getLogger(__name__)
+from dataclasses import dataclass, field
+from statistics import fmean
 
 
 def prior_entropy(*, num_negatives: float) -> float:
@@ -20,41 +18,37 @@ def prior_entropy(*, num_negatives: float) -> float:
     return -match * math.log(match) - (1 - match) * math.log(1 - match)
 
 
+@dataclass(slots=True, kw_only=True)
 class StuckWatch:
-    """Warns when the mean ITM loss of a window of steps lies at the entropy of the prior.
+    """Says once that ITM is stuck, and again only after it has moved.
 
-    Args:
-        window: steps averaged; the first warning comes after as many.
-        tolerance: nats; how near counts as stuck.
+    It is stuck while the mean loss of a window of steps lies at the entropy of the prior.
     """
 
-    def __init__(self, *, window: int = 500, tolerance: float = 0.01) -> None:
-        self._losses: deque[float] = deque(maxlen=window)
-        self._tolerance = tolerance
+    window: int = 500
+    """Steps averaged; it is said after as many at the earliest."""
+    tolerance: float = 0.01
+    """Nats; how near counts as stuck."""
+    losses: list[float] = field(default_factory=list)
+    """Of the last steps."""
+    said: bool = False
 
-    def saw(self, itm_loss: float, *, step: int, num_negatives: float = 2) -> bool:
-        """Take note of a step's loss; True, and a warning, if the head is stuck.
+    def saw(self, itm_loss: float) -> str | None:
+        """Take note of a step; say in one line what is wrong, if it is new.
 
         Args:
-            itm_loss: mean of the step's pairs, in nats.
-            step: for the message.
-            num_negatives: wrong pairs per true pair; 2 in BLIP.
+            itm_loss: mean of the step's pairs, two wrong ones to each true one, in nats.
         """
-        floor = prior_entropy(num_negatives=num_negatives)
-        self._losses.append(itm_loss)
-        if len(self._losses) < (self._losses.maxlen or 0):
-            return False
-        mean = sum(self._losses) / len(self._losses)
-        if abs(mean - floor) > self._tolerance:
-            return False
-        logger.warning(
-            "step %d: the ITM loss has been %.4f for %d steps; %.4f is what a head reaches that"
-            " ignores image and text. Try a lower or a longer warmed-up learning rate, larger"
-            " batches, or more steps of captioning first.",
-            step,
-            mean,
-            len(self._losses),
-            floor,
+        self.losses.append(itm_loss)
+        del self.losses[: -self.window]
+        if len(self.losses) < self.window:
+            return None
+        mean, floor = fmean(self.losses), prior_entropy(num_negatives=2)
+        was_said, self.said = self.said, abs(mean - floor) <= self.tolerance
+        if was_said or not self.said:
+            return None
+        return (
+            f"ITM is stuck: over {self.window} steps its loss is {mean:.4f} on average, and "
+            f"{floor:.4f} is what a head reaches that ignores image and text; try a lower or a "
+            "longer warmed-up learning rate, larger batches, or more steps of captioning first"
         )
-        self._losses.clear()
-        return True

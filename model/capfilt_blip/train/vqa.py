@@ -5,13 +5,15 @@ many people gave it (arXiv:2201.12086, sec. 5.3). The paper's recipe is `recipes
 
     model = BlipVqa.from_blip(blip, image_size_px=VQA.image_size_px, drop_path=VQA.drop_path)
     settings = VqaSettings(optimizer=VQA.optimizer(num_samples=num_questions))
+    for metrics in vqa_finetuning(model, tokenizer=tokenizer, settings=settings).run(batches):
+        ...
 
 Letters: B questions, A answers to all of them, L text tokens, S image side in pixels, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,11 @@ from torch import Tensor
 from capfilt_blip.task_losses import vqa_loss
 from capfilt_blip.tasks.texts import clean_question
 from capfilt_blip.tokenizer import TokenBatch, Tokenizer
-from capfilt_blip.train.optimizer import Optimizer, OptimizerSettings
+from capfilt_blip.train.engine import Engine
+from capfilt_blip.train.objective import Losses, PlainObjective, row_means
+from capfilt_blip.train.optimizer import OptimizerSettings
+from capfilt_blip.train.settings import PLAIN, EngineSettings
+from capfilt_blip.train.world import ALONE, World
 from capfilt_blip.transforms import normalise
 from capfilt_blip.vqa import BlipVqa
 
@@ -47,6 +53,17 @@ class VqaBatch:
         for question, answers in zip(self.questions, self.answers, strict=True):
             if not answers:
                 raise ValueError(f"the question {question!r} has no answer to be learnt")
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def rows(self, chosen: slice) -> VqaBatch:
+        """Give some questions with their images and answers."""
+        return VqaBatch(
+            images=self.images[chosen],
+            questions=self.questions[chosen],
+            answers=self.answers[chosen],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,44 +94,36 @@ class VqaMetrics:
     it is that of a person drawn at random."""
 
 
-def finetune_vqa(
+def vqa_finetuning(
     model: BlipVqa,
-    batches: Iterable[VqaBatch],
     *,
     tokenizer: Tokenizer,
     settings: VqaSettings,
-) -> Iterator[VqaMetrics]:
+    engine: EngineSettings = PLAIN,
+    world: World = ALONE,
+) -> Engine[VqaBatch, VqaMetrics]:
     """Teach a model to answer questions about images.
 
-    One step per batch; everything drawn here comes from `settings.seed`, so the same batches on the
-    same machine give the same weights.
-
     Args:
-        model: changed in place, and left in eval mode.
-        batches: one step each; training ends when they end.
+        model: changed in place.
         tokenizer: the model's.
-        settings: see `VqaSettings`.
-
-    Yields:
-        One row of metrics per batch, after its step.
+        settings: what is learnt.
+        engine: how it is computed.
+        world: the processes that share each batch.
     """
-    model.train()
-    torch.manual_seed(settings.seed)  # dropout draws from torch's global generator
-    optimizer = Optimizer(model.parameters(), settings.optimizer)
-    num_samples = 0
-    for step, batch in enumerate(batches):
+
+    def means(batch: VqaBatch) -> Losses:
         found = batch_loss(model, batch, tokenizer=tokenizer, settings=settings)
-        learning_rate, grad_norm = optimizer.step(found.loss, step=step)
-        num_samples += len(batch.questions)
-        yield VqaMetrics(
-            step=step,
-            num_samples=num_samples,
-            learning_rate=learning_rate,
-            grad_norm=grad_norm,
-            loss=float(found.loss.detach()),
-            agreement=float(found.agreement),
-        )
-    model.eval()
+        return Losses(total=found.loss, told={"agreement": found.agreement})
+
+    return Engine(
+        model,
+        PlainObjective(row_means(means), metrics=VqaMetrics),
+        optimizer=settings.optimizer,
+        settings=engine,
+        world=world,
+        seed=settings.seed,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

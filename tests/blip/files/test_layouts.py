@@ -188,7 +188,7 @@ def test_halves_of_a_pre_trained_blip_are_captioner_and_matcher(
     check_captioner(checkpoint.load_captioner(path)[0], weights, tokenizer, side_px=24)
     check_matcher(checkpoint.load_matcher(path)[0], weights, tokenizer, side_px=24)
     saved = tmp_path / "ours"
-    checkpoint.save_blip(saved, model=load(path, of), tokenizer=tokenizer)
+    checkpoint.save_model(saved, model=load(path, of), tokenizer=tokenizer)
     check_captioner(checkpoint.load_captioner(saved)[0], weights, tokenizer, side_px=24)
     check_matcher(checkpoint.load_matcher(saved)[0], weights, tokenizer, side_px=24)
 
@@ -217,8 +217,7 @@ def test_saved_again_each_tensor_has_the_name_that_transformers_converter_gives(
 ) -> None:
     weights = filled(of(original_files.tiny(vocab_size=tokenizer.vocab_size)))
     model = load(written(tmp_path, weights, tokenizer), of)
-    save = getattr(checkpoint, f"save_{LOADERS[of]}")
-    save(tmp_path / "ours", model=model, tokenizer=tokenizer)
+    checkpoint.save_model(tmp_path / "ours", model=model, tokenizer=tokenizer)
     stored = load_file(tmp_path / "ours/model.safetensors")
     expected = {converted(name): tensor for name, tensor in weights.items()}
     for name, tensor in stored.items():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from capfilt_blip.attention import Memory
 from capfilt_blip.beam import Beams
-from capfilt_blip.checkpoint import save_vqa
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.choosing import Candidates
 from capfilt_blip.decode import Limits, generate_greedy
 from capfilt_blip.tasks import answers
@@ -257,7 +257,7 @@ def test_a_lower_precision_scores_nearly_the_same(
 def test_a_saved_model_answers_as_before(
     answerer: Answerer, vqa: BlipVqa, tokenizer: Tokenizer, images: Pixels, tmp_path: Path
 ) -> None:
-    save_vqa(tmp_path, model=vqa, tokenizer=tokenizer)
+    save_model(tmp_path, model=vqa, tokenizer=tokenizer)
     loaded = Answerer.from_pretrained(tmp_path)
     assert loaded.image_size_px == 32
     assert loaded.answer(images[:2], QUESTIONS[:2]) == answerer.answer(images[:2], QUESTIONS[:2])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from capfilt_blip.attention import Memory
 from capfilt_blip.blip import BlipCaptioner
-from capfilt_blip.checkpoint import save_captioner
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.decode import Limits, generate_greedy
 from capfilt_blip.tasks.captioner import Caption, Captioner
 from capfilt_blip.tokenizer import Tokenizer
@@ -187,7 +187,7 @@ def test_a_lower_precision_gives_nearly_the_same_logits(
 def test_it_is_loaded_with_a_tokenizer_from_elsewhere(
     captioner: BlipCaptioner, tokenizer: Tokenizer, images: Pixels, tmp_path: Path
 ) -> None:
-    save_captioner(tmp_path / "model", model=captioner, tokenizer=tokenizer)
+    save_model(tmp_path / "model", model=captioner, tokenizer=tokenizer)
     for name in ("tokenizer.json", "vocab.txt"):
         (tmp_path / "model" / name).rename(tmp_path / name)
     loaded = Captioner.from_pretrained(tmp_path / "model", tokenizer=tmp_path)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from capfilt_blip.blip import BlipMatcher
-from capfilt_blip.checkpoint import save_matcher
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.tasks.features import FeatureExtractor
 from capfilt_blip.tasks.match_rows import MAX_TEXT_TOKENS
 from capfilt_blip.tasks.matcher import Matcher
@@ -135,7 +135,7 @@ def test_a_lower_precision_gives_nearly_the_same_in_float32(
 def test_it_is_loaded_as_a_matcher_is(
     extractor: FeatureExtractor, matcher: BlipMatcher, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    save_matcher(tmp_path, model=matcher, tokenizer=tokenizer)
+    save_model(tmp_path, model=matcher, tokenizer=tokenizer)
     loaded = FeatureExtractor.from_pretrained(tmp_path)
     assert loaded.image_size_px == 32
     assert torch.equal(loaded.text_vectors(TEXTS), extractor.text_vectors(TEXTS))

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from capfilt_blip.blip import BlipMatcher
-from capfilt_blip.checkpoint import save_matcher
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.tasks.match_rows import TEXT_LENGTHS, steady_rows, text_rows
 from capfilt_blip.tasks.matcher import Matcher
 from capfilt_blip.tokenizer import Tokenizer
@@ -255,7 +255,7 @@ def test_a_lower_precision_gives_nearly_the_same(
 def test_it_is_loaded_with_a_tokenizer_from_elsewhere(
     filter_: Matcher, matcher: BlipMatcher, tokenizer: Tokenizer, images: Pixels, tmp_path: Path
 ) -> None:
-    save_matcher(tmp_path / "model", model=matcher, tokenizer=tokenizer)
+    save_model(tmp_path / "model", model=matcher, tokenizer=tokenizer)
     for name in ("tokenizer.json", "vocab.txt"):
         (tmp_path / "model" / name).rename(tmp_path / name)
     loaded = Matcher.from_pretrained(tmp_path / "model", tokenizer=tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from capfilt_blip.checkpoint import save_nlvr
+from capfilt_blip.checkpoint import save_model
 from capfilt_blip.nlvr import BlipNlvr
 from capfilt_blip.tasks.reasoner import Reasoner
 from capfilt_blip.tasks.texts import clean_sentence
@@ -110,7 +110,7 @@ def test_a_lower_precision_gives_nearly_the_same(
 def test_a_saved_model_judges_as_before(
     reasoner: Reasoner, nlvr: BlipNlvr, tokenizer: Tokenizer, images: Pixels, tmp_path: Path
 ) -> None:
-    save_nlvr(tmp_path, model=nlvr, tokenizer=tokenizer)
+    save_model(tmp_path, model=nlvr, tokenizer=tokenizer)
     loaded = Reasoner.from_pretrained(tmp_path)
     assert loaded.image_size_px == 32
     pair = images[:1], images[1:2], TEXTS[:1]

@@ -1,6 +1,6 @@
 """A tiny BLIP and batches of it for the tests of training; also run as one of several processes.
 
-python tests/blip/train/lessons.py KIND RANK WORLD_SIZE FOLDER    writes FOLDER/RANK.json
+python tests/blip/train/lessons.py KIND CONTRAST RANK WORLD_SIZE FOLDER    writes FOLDER/RANK.json
 """
 
 from __future__ import annotations
@@ -8,38 +8,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
-from capfilt_blip.train.batches import TextImageBatch
+from capfilt_blip.train import pretraining as trainings
+from capfilt_blip.train.batches import B, TextImageBatch
+from capfilt_blip.train.captioner import captioner_finetuning
 from capfilt_blip.train.contrast import ContrastSettings
+from capfilt_blip.train.engine import TextImageEngine
 from capfilt_blip.train.optimizer import CosineSchedule, OptimizerSettings
-from capfilt_blip.train.session import (
-    CaptionerSession,
-    MatcherSession,
-    PretrainSession,
-    Session,
-)
 from capfilt_blip.train.settings import (
+    PLAIN,
     CaptionerSettings,
     EngineSettings,
     MatcherSettings,
     PretrainSettings,
 )
-from capfilt_blip.train.world import World
+from capfilt_blip.train.world import ALONE, World
 
 WORDS = ("red", "green", "blue", "white", "small", "large", "round", "old")
 TOKENIZER = Tokenizer.train([f"a {word} wall above the sea" for word in WORDS], vocab_size=130)
 CONTRAST = ContrastSettings(momentum=0.9, queue_size=12, num_ramp_steps=5)
-ALONE, PLAIN = World(), EngineSettings()
 
-Kind = Callable[..., Session]
+Kind = Callable[..., TextImageEngine]
 
 
 def blip(*, dropout: float = 0.1, drop_path: float = 0.2, seed: int = 0) -> Blip:
@@ -74,9 +73,9 @@ def pretraining(
     engine: EngineSettings = PLAIN,
     world: World = ALONE,
     optimizer: OptimizerSettings | None = None,
-) -> Session:
+) -> TextImageEngine:
     settings = PretrainSettings(optimizer=optimizer or adam(), contrast=contrast)
-    return PretrainSession(
+    return trainings.pretraining(
         model, tokenizer=TOKENIZER, settings=settings, engine=engine, world=world
     )
 
@@ -88,9 +87,9 @@ def captioning(
     engine: EngineSettings = PLAIN,
     world: World = ALONE,
     optimizer: OptimizerSettings | None = None,
-) -> Session:
+) -> TextImageEngine:
     settings = CaptionerSettings(optimizer=optimizer or adam(), prompt="a wall ")
-    return CaptionerSession(
+    return captioner_finetuning(
         model.captioning(), tokenizer=TOKENIZER, settings=settings, engine=engine, world=world
     )
 
@@ -102,9 +101,9 @@ def matching(
     engine: EngineSettings = PLAIN,
     world: World = ALONE,
     optimizer: OptimizerSettings | None = None,
-) -> Session:
+) -> TextImageEngine:
     settings = MatcherSettings(optimizer=optimizer or adam(), contrast=contrast)
-    return MatcherSession(
+    return trainings.matcher_finetuning(
         model.matching(), tokenizer=TOKENIZER, settings=settings, engine=engine, world=world
     )
 
@@ -118,42 +117,44 @@ ALL_ROWS = {
 NUM_STEPS = 50
 
 
-def share(whole: TextImageBatch, world: World) -> TextImageBatch:
+def share(whole: B, world: World) -> B:
     """Give the first process three eighths and the second the rest: shares may be unequal."""
     if world.size == 1:
         return whole
-    edge = len(whole.images) * 3 // 8
-    rows = slice(0, edge) if world.rank == 0 else slice(edge, None)
-    assert whole.image_ids is not None
-    return TextImageBatch(
-        images=whole.images[rows], texts=whole.texts[rows], image_ids=whole.image_ids[rows]
-    )
+    edge = len(whole) * 3 // 8
+    return whole.rows(slice(0, edge) if world.rank == 0 else slice(edge, None))
 
 
 def train(kind: str, contrast: str, world: World) -> dict[str, object]:
     """Train without dropout; other weights in each process show whether they are shared."""
     model = blip(dropout=0.0, drop_path=0.0, seed=world.rank)
     # Adam makes whole steps of gradients that are nothing but rounding, as those of key biases.
-    session = KINDS[kind](
+    training = KINDS[kind](
         model, contrast=ALL_ROWS[contrast], world=world, optimizer=adam(peak=2e-5)
     )
-    metrics = [session.step(share(batch(step), world)) for step in range(NUM_STEPS)]
-    state = session.state()
+    metrics = [training.step(share(batch(step), world)) for step in range(NUM_STEPS)]
+    return told(metrics, training.state())
+
+
+def told(metrics: Sequence[Any], state: Mapping[str, Tensor]) -> dict[str, object]:
+    """What processes compare, as JSON."""
     return {
         "metrics": [dataclasses.asdict(row) for row in metrics],
         "sums": {name: float(tensor.double().sum()) for name, tensor in state.items()},
     }
 
 
-def main(kind: str, contrast: str, rank: str, size: str, folder: str) -> None:
+def in_a_group(
+    train: Callable[[World], dict[str, object]], rank: str, size: str, folder: str
+) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=int(size)
     )
-    found = train(kind, contrast, World.current())
+    found = train(World.current())
     Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    in_a_group(partial(train, *sys.argv[1:3]), *sys.argv[3:])

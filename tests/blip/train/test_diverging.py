@@ -9,7 +9,7 @@ from capfilt_blip.train.diverging import PATIENCE, WINDOW, DivergenceWatch
 
 
 def said(watch: DivergenceWatch, losses: list[float]) -> list[tuple[int, str]]:
-    lines = [(step, watch.saw(loss, step=step)) for step, loss in enumerate(losses)]
+    lines = [(step, watch.saw(loss)) for step, loss in enumerate(losses)]
     return [(step, line) for step, line in lines if line is not None]
 
 
@@ -18,7 +18,7 @@ def test_a_loss_that_stays_up_is_said_once_with_what_to_try():
     # The mean of 100 passes 6 with the 51st step up, and has to stay there for 100 steps.
     assert step == 200 + 50 + PATIENCE - 1
     assert line == (
-        "step 349: the training diverges: over 100 steps the loss without ITC is 8.00 on average, "
+        "the training diverges: over 100 steps the loss without ITC is 8.00 on average, "
         "and it was 4.00 before; try a lower or a longer warmed-up learning rate, or clip "
         "gradients lower"
     )
@@ -51,8 +51,7 @@ def test_itcs_loss_may_rise_while_the_queue_fills_and_no_other_may():
 
     def lines(*, num_settling_steps: int, is_itc: bool) -> list[str]:
         watch = DivergenceWatch(num_settling_steps=num_settling_steps)
-        told = [watch.saw(0.5 + loss, itc_loss=loss if is_itc else None, step=step)
-                for step, loss in enumerate(filling)]  # fmt: skip
+        told = [watch.saw(0.5 + loss, itc_loss=loss if is_itc else None) for loss in filling]
         return [line for line in told if line is not None]
 
     assert lines(num_settling_steps=400, is_itc=True) == []
@@ -72,7 +71,7 @@ def test_a_training_that_diverges_from_the_start_is_recognised():
 def test_a_loss_that_is_no_number_is_said_at_once_and_once(loss: float):
     [(step, line)] = said(DivergenceWatch(num_settling_steps=50), [4.0] * 3 + [loss] * 40)
     assert step == 3
-    assert line.startswith(f"step 3: the loss is {loss}: the weights are lost or soon will be")
+    assert line.startswith(f"the loss is {loss}: the weights are lost or soon will be")
     assert "\n" not in line
 
 

@@ -16,7 +16,7 @@ from capfilt_blip.train.grounding import (
     GroundingBatch,
     GroundingMetrics,
     GroundingSettings,
-    finetune_grounding,
+    grounding_finetuning,
     grounding_loss,
 )
 from capfilt_blip.train.optimizer import CosineSchedule, OptimizerSettings
@@ -62,7 +62,7 @@ def run(
     model: BlipGrounding, tokenizer: Tokenizer, batches: Sequence[GroundingBatch], *, peak: float
 ) -> Iterator[GroundingMetrics]:
     chosen = settings(peak=peak, num_steps=len(batches))
-    return finetune_grounding(model, batches, tokenizer=tokenizer, settings=chosen)
+    return grounding_finetuning(model, tokenizer=tokenizer, settings=chosen).run(batches)
 
 
 def test_the_loss_is_what_the_hand_computes() -> None:

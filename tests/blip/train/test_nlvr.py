@@ -17,7 +17,7 @@ from capfilt_blip.train.nlvr import (
     NlvrMetrics,
     NlvrSettings,
     batch_loss,
-    finetune_nlvr,
+    nlvr_finetuning,
     with_pairs_swapped,
 )
 from capfilt_blip.train.optimizer import CosineSchedule, OptimizerSettings
@@ -54,7 +54,7 @@ def run(
     model: BlipNlvr, tokenizer: Tokenizer, batches: Sequence[NlvrBatch], *, peak: float = 1e-4
 ) -> Iterator[NlvrMetrics]:
     chosen = settings(peak=peak, num_steps=len(batches))
-    return finetune_nlvr(model, batches, tokenizer=tokenizer, settings=chosen)
+    return nlvr_finetuning(model, tokenizer=tokenizer, settings=chosen).run(batches)
 
 
 def without_dropout(model: BlipNlvr) -> BlipNlvr:

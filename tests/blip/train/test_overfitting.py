@@ -45,10 +45,10 @@ def test_a_small_set_is_learnt_to_full_recall() -> None:
     model = blip(dropout=0.0, drop_path=0.0)
     small_set = TextImageBatch(images=batch(0).images, texts=TEXTS, image_ids=TEXTS)
     schedule = CosineSchedule(peak=3e-3, num_steps=NUM_STEPS, num_warmup_steps=10)
-    session = pretraining(
+    training = pretraining(
         model, optimizer=OptimizerSettings(learning_rate=schedule, max_grad_norm=1.0)
     )
-    metrics = [session.step(small_set) for _ in range(NUM_STEPS)]
+    metrics = [training.step(small_set) for _ in range(NUM_STEPS)]
     model.eval()
     with torch.no_grad():
         found = recalls([itc_scores(model, small_set.images), itm_scores(model, small_set.images)])

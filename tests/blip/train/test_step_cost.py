@@ -17,9 +17,8 @@ from capfilt_blip.blip import Blip
 from capfilt_blip.config import BlipConfig
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.batches import TextImageBatch
-from capfilt_blip.train.objectives import Divisors
 from capfilt_blip.train.optimizer import OptimizerSettings
-from capfilt_blip.train.session import pretrain_objective
+from capfilt_blip.train.pretraining import pretrain_objective
 from capfilt_blip.train.settings import PretrainSettings
 from capfilt_blip.train.world import World
 
@@ -39,8 +38,7 @@ def giga_flops_per_sample(texts: list[str]) -> float:
             batch = TextImageBatch(images=images, texts=texts)
             [part] = objective.prepare([batch], step=0, num_samples=0)
             objective.begin(step=0)
-            found = objective.losses(part, Divisors.of([part], world=World()))
-            found.total().backward()  # type: ignore[no-untyped-call]
+            part.losses(part.counts).total.backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops()) / NUM_SAMPLES / 1e9
 
 

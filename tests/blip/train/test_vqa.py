@@ -17,7 +17,7 @@ from capfilt_blip.train.vqa import (
     VqaMetrics,
     VqaSettings,
     batch_loss,
-    finetune_vqa,
+    vqa_finetuning,
     would_be_written,
 )
 from capfilt_blip.transforms import normalise
@@ -48,7 +48,7 @@ def run(
     model: BlipVqa, tokenizer: Tokenizer, batches: Sequence[VqaBatch], *, peak: float = 1e-4
 ) -> Iterator[VqaMetrics]:
     chosen = settings(peak=peak, num_steps=len(batches))
-    return finetune_vqa(model, batches, tokenizer=tokenizer, settings=chosen)
+    return vqa_finetuning(model, tokenizer=tokenizer, settings=chosen).run(batches)
 
 
 def without_dropout(model: BlipVqa) -> BlipVqa:

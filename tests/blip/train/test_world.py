@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 
 from capfilt_blip.train.world import World
+from tests.blip.train import task_lessons
 from tests.blip.train.lessons import train
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def trained_by_two(kind: str, contrast: str, folder: Path) -> list[dict[str, Any]]:
+def trained_by_two(script: str, *arguments: str, folder: Path) -> list[dict[str, Any]]:
     """Train with two processes; what each of them saw."""
-    script = Path(__file__).with_name("lessons.py")
+    path = str(Path(__file__).with_name(script))
     paths = os.pathsep.join([str(ROOT), str(ROOT / "model")])
     environment = {**os.environ, "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
     workers = [
         subprocess.Popen(
-            [sys.executable, str(script), kind, contrast, str(rank), "2", str(folder)],
+            [sys.executable, path, *arguments, str(rank), "2", str(folder)],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -48,7 +49,7 @@ def test_two_workers_train_as_one_with_the_same_batches(
     kind: str, contrast: str, tmp_path: Path
 ) -> None:
     alone = train(kind, contrast, World())
-    first, second = trained_by_two(kind, contrast, tmp_path)
+    first, second = trained_by_two("lessons.py", kind, contrast, folder=tmp_path)
     assert first == second
     rows: Any = alone["metrics"]
     assert len(rows) == 50
@@ -62,6 +63,17 @@ def test_two_workers_train_as_one_with_the_same_batches(
 
 @pytest.mark.slow
 def test_workers_with_negatives_of_their_own_keep_equal_weights_and_queues(tmp_path: Path) -> None:
-    first, second = trained_by_two("pretrain", "local", tmp_path)
+    first, second = trained_by_two("lessons.py", "pretrain", "local", folder=tmp_path)
     assert first == second
     assert any(name.startswith("queue.") for name in first["sums"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", task_lessons.TASKS)
+def test_two_workers_finetune_for_a_task_as_one(kind: str, tmp_path: Path) -> None:
+    alone: Any = task_lessons.train(kind, World())["metrics"]
+    first, second = trained_by_two("task_lessons.py", kind, folder=tmp_path)
+    assert first == second and len(alone) == 20
+    for expected, found in zip(alone, first["metrics"], strict=True):
+        assert found.pop("grad_norm") == pytest.approx(expected.pop("grad_norm"), rel=1e-3)
+        assert found == pytest.approx(expected, abs=1e-5)

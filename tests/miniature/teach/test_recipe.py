@@ -28,7 +28,7 @@ def test_the_recipe_ends_with_two_models_that_can_be_measured(tmp_path: Path) ->
     assert found.captions.num_texts == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_shipped_models_are_as_good_as_the_model_card_says() -> None:
     found = measure(WEIGHTS, num_questions=300)
     assert found.filter.precision is not None and found.filter.precision > 0.93
