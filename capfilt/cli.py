@@ -154,7 +154,7 @@ def _add_init(commands: Commands) -> None:
     source.add_argument("--urls", help="URL list to download: a Parquet or CSV file")
     parser.add_argument("--captioner", required=True, help="hub id or model directory")
     parser.add_argument("--filter", required=True, help="hub id or model directory")
-    parser.add_argument("--human", help="WebDataset tars of human pairs, to train on")
+    parser.add_argument("--human", help="tars or Parquet files of human pairs, to train on")
     parser.add_argument("--out", default="recipe.yaml", help="default: recipe.yaml")
     parser.set_defaults(command=_init)
 
@@ -230,6 +230,8 @@ def _run_loop(options: argparse.Namespace) -> None:
     for tables in open_rounds(recipe):
         if tables.committed("publish"):
             print(f"dataset of round {tables.round}: {tables.of('publish').store.url}")
+        if tables.has("train") and tables.committed("train"):
+            print(f"models of round {tables.round}: {tables.of('train').store.url}")
 
 
 def _show_rounds(recipe: Recipe) -> None:
@@ -257,7 +259,12 @@ def _show(funnel: Funnel, recipe: Recipe) -> None:
 def _status(options: argparse.Namespace) -> None:
     from capfilt.console import show_status, status_json
     from capfilt.speed_text import show_speed
-    from capfilt.stages.status import elsewhere_lines, run_status, tuned_lines
+    from capfilt.stages.status import (
+        elsewhere_lines,
+        run_status,
+        training_lines,
+        tuned_lines,
+    )
 
     recipe = _recipe(options)
     statuses = run_status(recipe)
@@ -269,7 +276,7 @@ def _status(options: argparse.Namespace) -> None:
     elsewhere = elsewhere_lines(recipe)
     print(f"run {folder}" if begun or elsewhere else f"run {folder}: nothing is there yet")
     show_status(statuses)
-    for line in [*elsewhere, *tuned_lines(recipe)]:
+    for line in [*elsewhere, *training_lines(recipe), *tuned_lines(recipe)]:
         print(line)
     show_speed(statuses)
 

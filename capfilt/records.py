@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 SCHEMA_VERSION = 1
 
@@ -26,6 +26,10 @@ Binary = Annotated[bytes, "binary"]
 
 TextSource = Literal["web", "synthetic"]
 """Who wrote a text: the web page (T_w) or the captioner (T_s)."""
+
+Phase = Literal["pretrain", "captioner", "filter"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""The phases of a training, in order."""
 
 DecidedBy = Literal["itm", "itc_low", "itc_high"]
 """What settled a text where the filter is a cascade: the ITM probability, or a cosine so low or so
@@ -216,7 +220,7 @@ class PublishedSample:
 class TrainStep:
     """One logged step of training. Table `models`."""
 
-    phase: Literal["pretrain", "captioner", "filter"]
+    phase: Phase
     step: Int32
     loss: Float32
     itc_loss: Float32 | None
@@ -247,7 +251,7 @@ class HeldOutCaption:
     It is the second file of `models`, empty without `train.held_out_pairs`.
     """
 
-    phase: Literal["pretrain", "captioner", "filter"]
+    phase: Phase
     caption: str
     human_texts: tuple[str, ...]  # what people wrote of the image
 

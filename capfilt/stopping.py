@@ -17,7 +17,9 @@ from types import FrameType
 from capfilt.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STOPPING = b"\ncapfilt: stopping when the shards at hand are done; Ctrl-C again stops at once\n"
+STOPPING = b"\ncapfilt: stopping when what is at hand is done; Ctrl-C again stops at once\n"
+
+_heard = threading.Event()
 
 
 class StopRequest:
@@ -34,6 +36,14 @@ class StopRequest:
         """
         if self.requested:
             raise Stopped("stopped on request; the same command goes on from here")
+
+
+def is_stop_requested() -> bool:
+    """Whether this process was asked to stop and still works on something.
+
+    For work that takes far longer than the time it is given, and can save where it stands.
+    """
+    return _heard.is_set()
 
 
 @contextmanager
@@ -57,6 +67,7 @@ def stop_on_signals(*, within_s: float = 20.0) -> Iterator[StopRequest]:
         if request.requested:
             raise Stopped("stopped at once; the same command goes on from the last commit")
         request.requested = True
+        _heard.set()
         if number == signal.SIGINT:
             # Not through sys.stderr: a handler may interrupt a write to it.
             with suppress(OSError):
@@ -68,6 +79,7 @@ def stop_on_signals(*, within_s: float = 20.0) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        _heard.clear()
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)

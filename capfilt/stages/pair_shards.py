@@ -113,9 +113,9 @@ def _image_path(schema: pa.Schema, url: str) -> str:
     if pa.types.is_struct(kind) and any(f.name == "bytes" and _is_bytes(f.type) for f in kind):
         return f"{IMAGE_COLUMN}.bytes"
     raise CapfiltError(
-        f"{url}: its columns are {', '.join(map(repr, schema.names))}, and training reads images "
-        f"from a column {IMAGE_COLUMN!r} of bytes, or of structs with a field 'bytes'; name the "
-        "column so, or set train.human to tars"
+        f"{url}: its columns are {', '.join(f'{f.name!r} ({f.type})' for f in schema)}, and "
+        f"training reads images from a column {IMAGE_COLUMN!r} of bytes, or of structs with a "
+        "field 'bytes'; name the column so, or set train.human to tars"
     )
 
 

@@ -36,6 +36,9 @@ STAGES: dict[str, StageFacts] = {
 """The stages in the order of the loop."""
 
 
+PROGRESS_FOLDER = "_progress"
+"""Beside a table's commits: how far the training is, in a folder for each phase."""
+
 PROGRESS_FIELDS = ("tensorboard", "checkpoint_minutes", "checkpoint_steps", "checkpoints_kept")
 """How training notes how far it is; that changes no byte of what it leaves."""
 

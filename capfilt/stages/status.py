@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from capfilt.config import Recipe
 from capfilt.errors import StorageError
 from capfilt.io.storage import Store
+from capfilt.records import PHASES
 from capfilt.stages.events import ShardEvent, read_events
-from capfilt.stages.plans import STAGES
+from capfilt.stages.plans import PROGRESS_FOLDER, STAGES
 from capfilt.stages.shards import Funnel, funnel_of
 from capfilt.stages.sources import web_shards
 from capfilt.stages.speed import StageSpeed, stage_speed
@@ -53,6 +55,13 @@ def elsewhere_lines(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(line for line in found if line is not None))
 
 
+def training_lines(recipe: Recipe) -> list[str]:
+    """A line on each training that has begun and is not done: what it would go on from."""
+    rounds = (tables for tables in open_rounds(recipe) if tables.has("train"))
+    found = (_training_line(tables) for tables in rounds if not tables.committed("train"))
+    return [line for line in found if line is not None]
+
+
 def round_status(
     recipe: Recipe, tables: Tables, events: Sequence[ShardEvent] = ()
 ) -> list[StageStatus]:
@@ -78,6 +87,18 @@ def round_status(
 def stages_of(tables: Tables) -> list[str]:
     """The stages that are done in this round; the web is downloaded and indexed in round 0 only."""
     return [s for s in STAGES if tables.has(s) and tables.plans[s].round == tables.round]
+
+
+def _training_line(tables: Tables) -> str | None:
+    """The last phase with a record says it all: those before it are finished."""
+    folder = tables.of("train").store.child(PROGRESS_FOLDER)
+    for phase in reversed(PHASES):
+        numbers = (re.search(r"\d+", name) for name in folder.names(phase))
+        steps = [int(number[0]) for number in numbers if number]
+        if steps:
+            at = f"phase {phase}, on record to step {max(steps)}"
+            return f"round {tables.round}: train is in {at}"
+    return None
 
 
 def _made(event: ShardEvent, tables: Tables, stage: str) -> bool:

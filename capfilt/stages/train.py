@@ -35,6 +35,7 @@ from capfilt.stages.pairs import (
     published_texts,
     read_pairs,
 )
+from capfilt.stages.plans import PROGRESS_FOLDER
 from capfilt.stages.shards import Funnel, report_of, reports_of, round_resources_of, run_jobs
 from capfilt.stages.sources import web_shards
 from capfilt.stages.tables import Tables
@@ -182,7 +183,7 @@ class TrainJob:
     @property
     def _progress(self) -> ProgressFolder:
         return ProgressFolder(
-            self.table.store.child("_progress"), num_kept=self.recipe.train.checkpoints_kept
+            self.table.store.child(PROGRESS_FOLDER), num_kept=self.recipe.train.checkpoints_kept
         )
 
     def quarantine(self, rejected: TrainingSet, why: Quarantine) -> Trained:

@@ -19,12 +19,12 @@ import capfilt_blip.checkpoint
 from capfilt.config import TrainSection
 from capfilt.errors import CapfiltError, CheckpointError
 from capfilt.io.images import ImageDecoder
-from capfilt.records import HeldOutCaption, TrainStep
+from capfilt.records import HeldOutCaption, Phase, TrainStep
 from capfilt.workers.trainer_engines import Engines
 from capfilt.workers.trainer_exam import Exam
 from capfilt.workers.trainer_loop import LoopSettings, PhaseLoop, PhasePlan
 from capfilt.workers.trainer_pairs import TrainingSet, all_pairs, human_pairs
-from capfilt.workers.trainer_progress import Phase, ProgressFolder
+from capfilt.workers.trainer_progress import ProgressFolder
 from capfilt.workers.trainer_watch import Watching
 from capfilt_blip.augment import Augmentation
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher

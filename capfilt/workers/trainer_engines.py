@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from capfilt.config import TrainSection
-from capfilt.workers.trainer_progress import Phase
+from capfilt.records import Phase
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.tokenizer import Tokenizer
 from capfilt_blip.train.captioner import captioner_finetuning

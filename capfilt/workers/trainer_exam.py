@@ -10,9 +10,8 @@ import torch
 
 from capfilt.errors import CapfiltError
 from capfilt.io.images import ImageDecoder, Refused
-from capfilt.records import HeldOutCaption, TrainStep
+from capfilt.records import HeldOutCaption, Phase, TrainStep
 from capfilt.workers.trainer_pairs import TrainingPair
-from capfilt.workers.trainer_progress import Phase
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.evaluate.heldout import HeldOut, HeldOutPairs, Measuring, measure_held_out
 from capfilt_blip.tasks.captioner import PROMPT

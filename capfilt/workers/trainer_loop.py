@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from capfilt.errors import Stopped
 from capfilt.io.images import ImageDecoder
-from capfilt.records import TrainStep
+from capfilt.records import Phase, TrainStep
+from capfilt.stopping import is_stop_requested
 from capfilt.workers.order import steps_of
 from capfilt.workers.trainer_batches import BatchLoader
 from capfilt.workers.trainer_exam import Exam, PhaseExam, captions_of, with_measures
 from capfilt.workers.trainer_pairs import OrderedPairs
 from capfilt.workers.trainer_progress import (
     Notes,
-    Phase,
     Progress,
     ProgressFolder,
     agreed_progress,
@@ -157,9 +158,17 @@ class PhaseLoop:
                 if watch is None:
                     continue
                 notes = self._told(plan, notes, metrics, watch=watch, exam=exam)
-                if self._is_due(plan, notes, saved_at=saved_at):
+                if metrics.step + 1 == plan.num_steps:  # the end has a record of its own
+                    continue
+                stops = is_stop_requested()
+                if stops or self._is_due(notes, saved_at=saved_at):
                     self._save(plan, notes, engine.state())
                     saved_at = time.monotonic()
+                if stops:
+                    raise Stopped(
+                        f"{plan.phase}: stopped after step {metrics.step + 1} of {plan.num_steps}; "
+                        "the same command goes on from there"
+                    )
         return notes
 
     def _loader(self, plan: PhasePlan) -> BatchLoader:
@@ -179,7 +188,15 @@ class PhaseLoop:
             self._folder.note_lost(phase, lost, name=name)
 
     def _exam_of(self, plan: PhasePlan) -> PhaseExam | None:
-        return self._exam.of(plan.phase, side_px=plan.model.config.vision.image_size_px)
+        exam = self._exam.of(plan.phase, side_px=plan.model.config.vision.image_size_px)
+        if exam is not None:
+            log.info(
+                "%s: measured on %d images and %d texts that are held out",
+                plan.phase,
+                len(exam.pairs.images),
+                len(exam.pairs.texts),
+            )
+        return exam
 
     def _told(
         self,
@@ -206,11 +223,9 @@ class PhaseLoop:
             return notes
         return replace(notes, steps=(*notes.steps, row))
 
-    def _is_due(self, plan: PhasePlan, notes: Notes, *, saved_at: float) -> bool:
+    def _is_due(self, notes: Notes, *, saved_at: float) -> bool:
         settings = self._settings
         steps = notes.num_samples // settings.batch_size
-        if steps == plan.num_steps:  # the end has a record of its own
-            return False
         by_steps = settings.save_every is not None and steps % settings.save_every == 0
         return by_steps or time.monotonic() - saved_at >= settings.save_after_s
 

@@ -15,7 +15,6 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from pydantic import TypeAdapter
@@ -23,16 +22,11 @@ from torch import Tensor
 
 from capfilt.errors import CapfiltError
 from capfilt.io.storage import Store
-from capfilt.records import HeldOutCaption, TrainStep
+from capfilt.records import PHASES, HeldOutCaption, Phase, TrainStep
 from capfilt_blip.train.alarms import Alarms
 from capfilt_blip.train.errors import StateError
 from capfilt_blip.train.progress import keep_last, load_state, newest_sound, save_state, state_path
 from capfilt_blip.train.world import World
-
-Phase = Literal["pretrain", "captioner", "filter"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-"""The phases of a training, in order."""
-
 
 SCRATCH = "capfilt-progress-"
 """Begin of the names of scratch folders."""

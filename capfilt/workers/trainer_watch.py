@@ -11,10 +11,10 @@ import torch
 
 from capfilt.config import TrainSection
 from capfilt.meter import Peak
+from capfilt.records import Phase
 from capfilt.workers.gauges import peak_of
 from capfilt.workers.trainer_engines import num_ramp_steps
 from capfilt.workers.trainer_pairs import TrainingPair
-from capfilt.workers.trainer_progress import Phase
 from capfilt.workers.watch import Watcher, WatchOptions
 from capfilt_blip.blip import Blip, BlipCaptioner, BlipMatcher
 from capfilt_blip.config import BlipConfig

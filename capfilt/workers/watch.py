@@ -46,7 +46,8 @@ class WatchOptions:
     num_steps: int | None = None
     """Of the phase; the time to go is shown if it is known."""
     log_every: int = 10
-    """Steps from one line to the next; a line has the means of the steps since the last."""
+    """Steps from one line to the next; a line has the means of the steps since the last, and the
+    learning rate of its own."""
     tensorboard: bool = False
     """Write TensorBoard's files too; needs the extra `tensorboard`."""
     flops_per_sample: float | None = None
@@ -128,6 +129,7 @@ class Watcher:
 
     def _report(self, metrics: StepMetrics) -> None:
         values = {**self._means.take(), **self._speed(metrics)}
+        values["learning_rate"] = metrics.learning_rate  # that of the step: a mean is no rate of it
         log.info("%s", step_line(self._place(), values=values))
         self._note({**values, "num_samples": metrics.num_samples}, {})
 

@@ -9,7 +9,7 @@ import pytest
 
 from capfilt.errors import StorageError
 from capfilt.stages.plans import STAGES
-from capfilt.stages.status import open_rounds, run_status
+from capfilt.stages.status import open_rounds, run_status, training_lines
 from tests.small_run import SmallRun, training
 
 IN_A_ROUND = [stage for stage in STAGES if stage not in ("download", "train")]
@@ -90,6 +90,17 @@ def test_training_is_one_shard_of_the_round(small_run):
     recipe = small_run.recipe(train=training(small_run.web))
     train = run_status(recipe)[-1]
     assert (train.funnel.stage, train.shards_total, train.done) == ("train", 1, False)
+
+
+def test_a_training_under_way_says_what_it_would_go_on_from(small_run, tmp_path):
+    run = small_run.copied_to(tmp_path / "run")
+    recipe = run.recipe(train=training(run.web))
+    assert training_lines(recipe) == []
+    for name in ("pretrain/step-00000024", "captioner/step-00000002", "captioner/step-00000012"):
+        path = Path(run.tables(train=training(run.web)).of("train").store.url) / "_progress" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".safetensors").touch()
+    assert training_lines(recipe) == ["round 0: train is in phase captioner, on record to step 12"]
 
 
 def test_a_round_that_waits_for_models_is_not_told(small_run):

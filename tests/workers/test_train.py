@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import torch
 from safetensors.torch import load
 
 from capfilt.config import TrainSection
-from capfilt.errors import CapfiltError, CheckpointError, ShardError
+from capfilt.errors import CapfiltError, CheckpointError, ShardError, Stopped
 from capfilt.io.images import ImageDecoder, ImageLimits
 from capfilt.io.storage import Store
+from capfilt.records import PHASES
+from capfilt.stopping import stop_on_signals
 from capfilt.workers.batches import SourceImage
 from capfilt.workers.train import Given, Notebook, Trained, TrainWorker
 from capfilt.workers.trainer_batches import TRAINING_PIXELS
 from capfilt.workers.trainer_pairs import TrainingPair, TrainingSet
-from capfilt.workers.trainer_progress import PHASES, ProgressFolder
+from capfilt.workers.trainer_progress import ProgressFolder
 from tests.small_run import planted_shards, write_models
 
 OPTIONS = TrainSection(
@@ -193,6 +196,17 @@ def test_a_training_that_ends_anywhere_and_goes_on_gives_the_same_bytes(
     begun = {phase for phase in PHASES if Store.at_url(url).names(phase)}
     assert begun == {1: set(), 7: {"pretrain"}, 9: {"pretrain", "captioner"}}[num_reads]
     assert trained(models, decoder, progress=folder_at(url), checkpoint_steps=4) == result
+
+
+def test_a_training_that_is_asked_to_stop_saves_where_it_stands_and_goes_on_there(
+    models: Path, decoder: ImageDecoder, result: Trained, tmp_path: Path
+) -> None:
+    said = r"^pretrain: stopped after step 1 of 6; the same command goes on from there$"
+    with stop_on_signals(), pytest.raises(Stopped, match=said):
+        signal.raise_signal(signal.SIGTERM)
+        trained(models, decoder, progress=folder_at(tmp_path))
+    assert [path.name for path in (tmp_path / "pretrain").glob("step-*")]
+    assert trained(models, decoder, progress=folder_at(tmp_path)) == result
 
 
 def test_a_finished_training_is_not_done_again(
