@@ -17,7 +17,7 @@ from tests.small_run import SmallRun, files_of, training
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE_S = 240.0
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def recipe_at(path: Path, run: SmallRun) -> Path:
