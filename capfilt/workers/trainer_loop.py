@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -160,16 +161,20 @@ class PhaseLoop:
                 notes = self._told(plan, notes, metrics, watch=watch, exam=exam)
                 if metrics.step + 1 == plan.num_steps:  # the end has a record of its own
                     continue
-                stops = is_stop_requested()
-                if stops or self._is_due(notes, saved_at=saved_at):
+                if is_stop_requested():
+                    self._stop(plan, notes, engine)
+                if self._is_due(notes, saved_at=saved_at):
                     self._save(plan, notes, engine.state())
                     saved_at = time.monotonic()
-                if stops:
-                    raise Stopped(
-                        f"{plan.phase}: stopped after step {metrics.step + 1} of {plan.num_steps}; "
-                        "the same command goes on from there"
-                    )
         return notes
+
+    def _stop(self, plan: PhasePlan, notes: Notes, engine: TextImageEngine) -> NoReturn:
+        self._save(plan, notes, engine.state())
+        step = notes.num_samples // self._settings.batch_size
+        raise Stopped(
+            f"{plan.phase}: stopped after step {step} of {plan.num_steps}; "
+            "the same command goes on from there"
+        )
 
     def _loader(self, plan: PhasePlan) -> BatchLoader:
         return BatchLoader(

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -109,11 +110,7 @@ def nlvr_finetuning(
         engine: how it is computed.
         world: the processes that share each batch.
     """
-
-    def means(batch: NlvrBatch) -> Losses:
-        found = batch_loss(model, batch, tokenizer=tokenizer, settings=settings)
-        return Losses(total=found.loss, told={"accuracy": found.accuracy})
-
+    means = partial(batch_losses, model, tokenizer=tokenizer, settings=settings)
     return Engine(
         model,
         PlainObjective(row_means(means), metrics=NlvrMetrics),
@@ -124,17 +121,9 @@ def nlvr_finetuning(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NlvrLoss:
-    """The loss of a batch, and how often it is judged rightly; scalars."""
-
-    loss: Tensor
-    accuracy: Tensor  # in [0, 1], without a gradient
-
-
-def batch_loss(
+def batch_losses(
     model: BlipNlvr, batch: NlvrBatch, *, tokenizer: Tokenizer, settings: NlvrSettings
-) -> NlvrLoss:
+) -> Losses:
     """Have a model judge the sentences of a batch.
 
     Args:
@@ -142,6 +131,9 @@ def batch_loss(
         batch: B pairs.
         tokenizer: the model's.
         settings: the longest sentence.
+
+    Returns:
+        The means over the batch; `accuracy`, in [0, 1], has no gradient.
     """
     device = model.classifier.out.bias.device
     sentences = [clean_sentence(sentence) for sentence in batch.sentences]
@@ -150,7 +142,8 @@ def batch_loss(
     logits = model(left, right, encoded.ids.to(device), encoded.mask.to(device))
     is_true = torch.tensor(batch.is_true, device=device)
     right_ones = logits.detach().argmax(1).bool() == is_true
-    return NlvrLoss(loss=nlvr_loss(logits, is_true), accuracy=right_ones.float().mean())
+    told = {"accuracy": right_ones.float().mean()}
+    return Losses(total=nlvr_loss(logits, is_true), told=told)
 
 
 def with_pairs_swapped(batch: NlvrBatch, *, keys: Sequence[str]) -> NlvrBatch:

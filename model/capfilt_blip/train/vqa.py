@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -111,11 +112,7 @@ def vqa_finetuning(
         engine: how it is computed.
         world: the processes that share each batch.
     """
-
-    def means(batch: VqaBatch) -> Losses:
-        found = batch_loss(model, batch, tokenizer=tokenizer, settings=settings)
-        return Losses(total=found.loss, told={"agreement": found.agreement})
-
+    means = partial(batch_losses, model, tokenizer=tokenizer, settings=settings)
     return Engine(
         model,
         PlainObjective(row_means(means), metrics=VqaMetrics),
@@ -126,17 +123,9 @@ def vqa_finetuning(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VqaLoss:
-    """The loss of a batch, and how good its answers would be; scalars."""
-
-    loss: Tensor
-    agreement: Tensor  # in [0, 1], without a gradient; see `VqaMetrics`
-
-
-def batch_loss(
+def batch_losses(
     model: BlipVqa, batch: VqaBatch, *, tokenizer: Tokenizer, settings: VqaSettings
-) -> VqaLoss:
+) -> Losses:
     """Have a model read the questions of a batch and predict their answers.
 
     Args:
@@ -144,6 +133,9 @@ def batch_loss(
         batch: B questions.
         tokenizer: the model's.
         settings: lengths and smoothing.
+
+    Returns:
+        The means over the batch; `agreement`, see `VqaMetrics`, has no gradient.
     """
     device = model.lm_head.bias.device
     asked, said = _encoded(batch, tokenizer=tokenizer, settings=settings)
@@ -164,7 +156,8 @@ def batch_loss(
         label_smoothing=settings.label_smoothing,
     )
     written = would_be_written(logits.detach(), ids, mask)
-    return VqaLoss(loss=loss, agreement=torch.dot(weights, written.float()) / num_questions)
+    agreement = torch.dot(weights, written.float()) / num_questions
+    return Losses(total=loss, told={"agreement": agreement})
 
 
 def would_be_written(logits: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:

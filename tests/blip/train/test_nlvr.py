@@ -16,7 +16,7 @@ from capfilt_blip.train.nlvr import (
     NlvrBatch,
     NlvrMetrics,
     NlvrSettings,
-    batch_loss,
+    batch_losses,
     nlvr_finetuning,
     with_pairs_swapped,
 )
@@ -76,14 +76,14 @@ def test_the_loss_is_the_mean_surprise_of_each_pair_alone(
         log_probs = nlvr(*pair, text.ids, text.mask).log_softmax(-1)[0]
         surprises.append(-log_probs[int(now.is_true[row])].item())
         right_ones += int(log_probs.argmax()) == now.is_true[row]
-    found = batch_loss(nlvr, now, tokenizer=tokenizer, settings=settings())
-    assert found.loss.item() == pytest.approx(np.mean(surprises), rel=1e-4)
-    assert found.accuracy.item() == pytest.approx(right_ones / 8)
+    found = batch_losses(nlvr, now, tokenizer=tokenizer, settings=settings())
+    assert found.total.item() == pytest.approx(np.mean(surprises), rel=1e-4)
+    assert found.told["accuracy"].item() == pytest.approx(right_ones / 8)
 
 
 def test_a_gradient_reaches_every_weight(nlvr: BlipNlvr, tokenizer: Tokenizer) -> None:
-    found = batch_loss(nlvr, batch(), tokenizer=tokenizer, settings=settings())
-    found.loss.backward()  # type: ignore[no-untyped-call]
+    found = batch_losses(nlvr, batch(), tokenizer=tokenizer, settings=settings())
+    found.total.backward()  # type: ignore[no-untyped-call]
     idle = {name for name, p in nlvr.named_parameters() if p.grad is None or not p.grad.any()}
     assert idle == set()
 
@@ -100,11 +100,11 @@ def test_the_same_batches_give_the_same_weights(nlvr: BlipNlvr, tokenizer: Token
 
 def test_each_step_tells_what_it_did(nlvr: BlipNlvr, tokenizer: Tokenizer) -> None:
     model = without_dropout(nlvr)
-    expected = batch_loss(model, batch(), tokenizer=tokenizer, settings=settings())
+    expected = batch_losses(model, batch(), tokenizer=tokenizer, settings=settings())
     metrics = list(run(model, tokenizer, [batch()] * 3))
     assert [row.step for row in metrics] == [0, 1, 2]
     assert [row.num_samples for row in metrics] == [8, 16, 24]
-    assert metrics[0].loss == pytest.approx(expected.loss.item(), rel=1e-6)
+    assert metrics[0].loss == pytest.approx(expected.total.item(), rel=1e-6)
     assert all(row.grad_norm > 0 for row in metrics) and not model.training
 
 

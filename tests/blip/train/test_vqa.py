@@ -16,7 +16,7 @@ from capfilt_blip.train.vqa import (
     VqaBatch,
     VqaMetrics,
     VqaSettings,
-    batch_loss,
+    batch_losses,
     vqa_finetuning,
     would_be_written,
 )
@@ -78,23 +78,23 @@ def test_the_loss_is_that_of_each_answer_alone(vqa: BlipVqa, tokenizer: Tokenize
     for image, question, answers in zip(now.images, now.questions, now.answers, strict=True):
         for answer, weight in answers.items():
             total += weight * surprise(vqa, tokenizer, image, cleaned[question], answer)
-    found = batch_loss(vqa, now, tokenizer=tokenizer, settings=settings())
-    assert found.loss.item() == pytest.approx(total.item() / 6, rel=1e-4)
+    found = batch_losses(vqa, now, tokenizer=tokenizer, settings=settings())
+    assert found.total.item() == pytest.approx(total.item() / 6, rel=1e-4)
 
 
 def test_a_gradient_reaches_every_weight(vqa: BlipVqa, tokenizer: Tokenizer) -> None:
-    found = batch_loss(vqa, batch(), tokenizer=tokenizer, settings=settings())
-    found.loss.backward()  # type: ignore[no-untyped-call]
+    found = batch_losses(vqa, batch(), tokenizer=tokenizer, settings=settings())
+    found.total.backward()  # type: ignore[no-untyped-call]
     idle = {name for name, p in vqa.named_parameters() if p.grad is None or not p.grad.any()}
     assert idle == set()
 
 
 def test_the_loss_reported_is_that_of_the_batch(vqa: BlipVqa, tokenizer: Tokenizer) -> None:
     model = without_dropout(vqa)
-    expected = batch_loss(model, batch(), tokenizer=tokenizer, settings=settings())
+    expected = batch_losses(model, batch(), tokenizer=tokenizer, settings=settings())
     [row] = run(model, tokenizer, [batch()])
-    assert row.loss == pytest.approx(expected.loss.item(), rel=1e-6)
-    assert row.agreement == expected.agreement
+    assert row.loss == pytest.approx(expected.total.item(), rel=1e-6)
+    assert row.agreement == expected.told["agreement"]
 
 
 def test_the_same_batches_give_the_same_weights(vqa: BlipVqa, tokenizer: Tokenizer) -> None:
